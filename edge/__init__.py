@@ -1,0 +1,1 @@
+"""The appliance: configuration, journal, the five stages, inference, command line."""
