@@ -4,6 +4,7 @@ ModelStoreError
 ├── PackageError            a model package is not what its manifest says: its maker's fault
 │   ├── ManifestError       the manifest itself: every problem at once
 │   └── GraphError          the ONNX graph: operators, external data, tensors
+├── UnknownModelError       the store has no such model, or more than one: the caller's to mend
 └── StoreError              our own disk: full, read-only, damaged
 """
 
@@ -29,6 +30,10 @@ class ManifestError(PackageError):
 
 class GraphError(PackageError):
     """The ONNX graph uses what is not allowed, or is not what the manifest says."""
+
+
+class UnknownModelError(ModelStoreError):
+    """The store has no model of this name, version or digest, or more than one; it says which it has."""
 
 
 class StoreError(ModelStoreError):
