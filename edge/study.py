@@ -27,6 +27,7 @@ class Outcome(StrEnum):
 
     DONE = "done"
     RETRY = "retry"
+    REDO = "redo"
     DECLINE = "decline"
     HOLD = "hold"
 
@@ -47,6 +48,7 @@ NEXT_STAGE: Final[Mapping[tuple[Stage, Outcome], Stage]] = {
     (Stage.INFER, Outcome.HOLD): Stage.HELD,  # it will not pass: a person must look
     (Stage.PRODUCE, Outcome.DONE): Stage.DELIVER,
     (Stage.PRODUCE, Outcome.RETRY): Stage.PRODUCE,
+    (Stage.PRODUCE, Outcome.REDO): Stage.INFER,  # the findings were in memory, and the process ended
     (Stage.PRODUCE, Outcome.HOLD): Stage.HELD,
     (Stage.DELIVER, Outcome.DONE): Stage.DELIVERED,
     (Stage.DELIVER, Outcome.RETRY): Stage.DELIVER,
@@ -64,3 +66,11 @@ def next_stage(stage: Stage, outcome: Outcome) -> Stage:
         return NEXT_STAGE[stage, outcome]
     except KeyError:
         raise RuntimeError(f"no move from {stage} on {outcome}") from None
+
+
+MAX_ATTEMPTS: Final[Mapping[Stage, int]] = {
+    Stage.ASSEMBLE: 3,
+    Stage.INFER: 2,  # the second on a fresh worker; a model that fails twice will fail again
+    Stage.PRODUCE: 3,
+}
+"""Attempts at one stage before the item is held. DELIVER counts in each delivery (`edge.deliveries`)."""
