@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom.header import InstanceHeader
+from dicom.uid import IMPLEMENTATION_VERSION_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,18 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Equipment:
+    """The appliance that ran the algorithm and wrote the object (PS3.3 §C.7.5.1, §C.7.5.2)."""
+
+    serial_number: str = "1"
+    """Names this box; type 1 in a report, so never empty."""
+    station_name: str = "INSITU"
+    software_version: str = IMPLEMENTATION_VERSION_NAME
+    manufacturer: str = "Insitu"
+    model_name: str = "Insitu edge inference appliance"
+
+
+@dataclass(frozen=True, slots=True)
 class ResultContext:
     """Everything besides the findings that a result depends on; the same context gives the same bytes."""
 
@@ -96,6 +109,7 @@ class ResultContext:
     """Parts of the derived UIDs: study, model digest, digest of the inputs, revision."""
     predecessor: tuple[str, str, str, str] | None = None
     """(study, series, SOP class, SOP instance) of the report that this one replaces."""
+    equipment: Equipment = field(default_factory=Equipment)
 
 
 @dataclass(frozen=True, slots=True)
