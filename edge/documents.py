@@ -1,7 +1,7 @@
 """The parts of `docs/` that are printed from the code; a test holds the documents to them.
 
-`python -m edge.documents docs` writes them anew: `insitu.toml`, and what stands between the
-marks in `configuration.md` and `cli.md`.
+`python -m edge.documents docs` writes them anew: `insitu.toml`, `manifest.schema.json`, and what
+stands between the marks in `configuration.md`, `cli.md` and `model-package.md`.
 """
 
 import sys
@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 
 from edge.cli import build
 from edge.reference import allowed, example_toml, sections, sentence, told, toml_value, unit
+from edge.steps.reference import steps_markdown
+from model_store.manifest import json_schema
 
 BEGIN: Final = "<!-- begin: printed by `python -m edge.documents docs` -->"
 END: Final = "<!-- end -->"
@@ -20,11 +22,19 @@ END: Final = "<!-- end -->"
 
 def documents(directory: Path) -> dict[Path, str]:
     """Each document below `directory` that holds something printed, as it must be."""
-    pages = {"configuration.md": options_markdown(), "cli.md": verbs_markdown()}
+    pages = {
+        "configuration.md": options_markdown(),
+        "cli.md": verbs_markdown(),
+        "model-package.md": steps_markdown(),
+    }
     printed = {
         directory / name: replace_block((directory / name).read_text(), text) for name, text in pages.items()
     }
-    return {directory / "insitu.toml": example_toml(), **printed}
+    whole = {
+        directory / "insitu.toml": example_toml(),
+        directory / "manifest.schema.json": json_schema(),
+    }
+    return {**whole, **printed}
 
 
 def options_markdown() -> str:
