@@ -6,7 +6,9 @@ DicomError
 │   ├── DecodeError          its pixel data cannot be decoded
 │   └── UnsupportedError     it is sound, but this appliance does not decode it
 ├── GeometryError            the slices of a series do not make a volume
-└── PeerError                the other node: refused, aborted, answered a failure, went away
+├── PeerError                the other node: refused, aborted, answered a failure, went away
+│   └── ProtocolError        what it sent is not what PS3.7 and PS3.8 say
+└── StoreRefusedError        we do not take this instance: the DIMSE status to answer says why
 """
 
 
@@ -36,3 +38,22 @@ class GeometryError(DicomError):
 
 class PeerError(DicomError):
     """The other node refused, aborted, answered a failure, or went away."""
+
+
+class ProtocolError(PeerError):
+    """What the other node sent is not what PS3.7 and PS3.8 say."""
+
+
+class StoreRefusedError(DicomError):
+    """We do not take an instance; the association goes on.
+
+    Attributes:
+        status: the C-STORE status to answer, a failure of PS3.4 Table B.2-1 (0xA700 out of resources,
+            0xA900 data set does not match SOP Class, 0xC000 cannot understand) or of PS3.7 Annex C.
+        reason: why, for our log; the peer sees the status only.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"status 0x{status:04X}: {reason}")
+        self.status = status
+        self.reason = reason

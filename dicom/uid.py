@@ -12,7 +12,7 @@ from typing import Final
 IMPLEMENTATION_CLASS_UID: Final = "2.25.309127146203155419061934187146275936101"
 IMPLEMENTATION_VERSION_NAME: Final = "INSITU_0_1"  # at most 16 characters (PS3.8 §D.3.3.2)
 
-_VALID: Final = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_VALID: Final = re.compile(r"(?:0|[1-9][0-9]*+)(?:\.(?:0|[1-9][0-9]*+))*+")
 
 
 def derive(*parts: str) -> str:

@@ -62,7 +62,7 @@ class Shelf(Generic[Kept]):
 
 
 Slices = Shelf[NDArray[np.float32]]
-"""Instance key to decoded slice (rows, columns), modality units."""
+"""`study key/instance key` to decoded slice (rows, columns), modality units."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from edge.study import END_STAGES, Outcome, Stage, next_stage
 class Journal(Database):
     """Studies, decisions and work items."""
 
-    def known_instances(self) -> frozenset[str]:
-        """Keys of all instances that are entered."""
-        return frozenset(row["instance_key"] for row in self.read("SELECT instance_key FROM instance"))
+    def known_instances(self) -> frozenset[tuple[str, str]]:
+        """Study key and instance key of all instances that are entered."""
+        return frozenset(map(tuple, self.read("SELECT study_key, instance_key FROM instance")))
 
     def enter(self, arrivals: Sequence[Received], position: str | None = None) -> tuple[Received, ...]:
         """Enter instances, and the reader's position with them; return those that were new.
@@ -42,7 +42,11 @@ class Journal(Database):
         return tuple(new)
 
     def _enter(self, write: sqlite3.Connection, arrival: Received) -> bool:
-        known = write.execute("SELECT 1 FROM instance WHERE instance_key = ?", (arrival.instance_key,))
+        known = write.execute(
+            "SELECT 1 FROM instance JOIN study USING (study_key)"
+            " WHERE study_key = ? AND instance_key = ? AND state <> 'deleted'",
+            (arrival.study_key, arrival.instance_key),
+        )
         if known.fetchone():
             return False
         at = arrival.received.isoformat()
@@ -67,10 +71,10 @@ class Journal(Database):
                 )
         header = json.dumps(asdict(arrival.header), separators=(",", ":"))
         write.execute(
-            "INSERT INTO instance VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                arrival.instance_key,
                 arrival.study_key,
+                arrival.instance_key,
                 arrival.header.series_instance_uid,
                 arrival.header.sop_instance_uid,
                 header,
@@ -100,12 +104,10 @@ class Journal(Database):
         )
         return [Decision(*row) for row in rows]
 
-    def forget_instances(self, instance_keys: Sequence[str]) -> None:
-        """Remove the rows of instances whose files are gone."""
+    def forget_instances(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Remove the rows of instances (study key, instance key) whose files are gone."""
         with self.transaction() as write:
-            write.executemany(
-                "DELETE FROM instance WHERE instance_key = ?", [(key,) for key in instance_keys]
-            )
+            write.executemany("DELETE FROM instance WHERE study_key = ? AND instance_key = ?", keys)
 
     def close_study(self, study_key: str, closed_by: str, now: datetime) -> None:
         """Close the study's current revision and enter its ASSEMBLE item."""

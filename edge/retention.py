@@ -41,7 +41,7 @@ def sweep(
     for study_key in _expired(journal, now - timedelta(days=keep_days)):
         _mark(journal, study_key, now)
     begun = journal.read(
-        "SELECT study_key FROM study WHERE state = 'deleted' AND EXISTS"
+        "SELECT study_key, revision FROM study WHERE state = 'deleted' AND EXISTS"
         " (SELECT 1 FROM instance WHERE instance.study_key = study.study_key)"
     )
     for row in begun:
@@ -50,7 +50,7 @@ def sweep(
         instance_keys = [each["instance_key"] for each in rows]
         delete_instances(study_key, instance_keys)
         shutil.rmtree(results / study_key, ignore_errors=True)
-        _forget(journal, study_key, instance_keys)
+        _forget(journal, study_key, row["revision"])
     if begun:
         log.info("retention: %d studies older than %g days deleted", len(begun), keep_days)
     return len(begun)
@@ -76,10 +76,10 @@ def _mark(journal: Journal, study_key: str, now: datetime) -> None:
             add_event(write, study_key, now.isoformat(), "deleted", "retention")
 
 
-def _forget(journal: Journal, study_key: str, instance_keys: Sequence[str]) -> None:
+def _forget(journal: Journal, study_key: str, revision: int) -> None:
     items = "(SELECT item_key FROM item WHERE study_key = ?)"
     with journal.transaction() as write:
-        # by name: an image of this study may have arrived in the meantime
-        write.executemany("DELETE FROM instance WHERE instance_key = ?", [(key,) for key in instance_keys])
+        # what arrived in the meantime is of the next revision
+        write.execute("DELETE FROM instance WHERE study_key = ? AND revision <= ?", (study_key, revision))
         write.execute(f"DELETE FROM result WHERE item_key IN {items}", (study_key,))
         write.execute(f"DELETE FROM delivery WHERE item_key IN {items}", (study_key,))

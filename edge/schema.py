@@ -19,16 +19,16 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         closed TEXT
     ) STRICT;
     CREATE TABLE instance (
-        instance_key TEXT PRIMARY KEY,
         study_key TEXT NOT NULL REFERENCES study,
+        instance_key TEXT NOT NULL,
         series_instance_uid TEXT NOT NULL,
         sop_instance_uid TEXT NOT NULL,
         header TEXT NOT NULL,
         size_bytes INTEGER NOT NULL,
         received TEXT NOT NULL,
-        revision INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX instance_study ON instance (study_key);
+        revision INTEGER NOT NULL,
+        PRIMARY KEY (study_key, instance_key)
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE decision (
         study_key TEXT NOT NULL REFERENCES study,
         revision INTEGER NOT NULL,

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,14 @@ def test_an_instance_is_entered_once_and_with_it_the_readers_position(journal: J
     assert len(journal.enter([received(1), received(2)], "1:200")) == 2
     assert journal.enter([received(2), received(2)], "1:300") == ()
     assert journal.fact("arrivals") == "1:300"
-    assert journal.known_instances() == {received(1).instance_key, received(2).instance_key}
+    assert journal.known_instances() == {(STUDY, received(n).instance_key) for n in (1, 2)}
+
+
+def test_the_same_instance_in_two_studies_is_entered_in_both(journal: Journal) -> None:
+    one = received(1)
+    other = replace(one, study_key=key_of("1.2.9"), header=replace(one.header, study_instance_uid="1.2.9"))
+    assert len(journal.enter([one, other])) == 2
+    assert len(journal.headers(one.study_key)) == len(journal.headers(other.study_key)) == 1
 
 
 def test_a_header_comes_back_as_it_was_entered(journal: Journal) -> None:
