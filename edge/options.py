@@ -314,9 +314,9 @@ class Deliver(Section):
         Field(ge=1, le=10_000),
         Option(
             "attempts at one delivery before it is parked",
-            "with the defaults 150 attempts take as long as `park_after_s`",
+            "with the defaults 300 attempts take about as long as `park_after_s`, for the pauses are random",
         ),
-    ] = 150
+    ] = 300
     backoff_base_s: Annotated[
         Seconds,
         Field(ge=0.01, le=3600),
