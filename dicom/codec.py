@@ -13,8 +13,9 @@ header before a decoder sees it. Found in imagecodecs 2026.3.6 by changing bytes
   run for ever: HTJ2K goes through OpenJPEG, which takes twice the time and refuses.
 * `jpeg8_decode` fills what a cut JPEG lacks with grey: the end marker is asked for. Damage
   within a JPEG that keeps its markers cannot be told from pixels.
-* `jpegls_decode` (CharLS) can need 12 s to refuse a damaged frame: callers that decode
-  many frames stop at the first error.
+* `jpegls_decode` (CharLS) can need 12 s to refuse a cut or damaged frame (its count of bits
+  left wraps round). The end marker saves it for one that was cut; for one that was made to
+  do harm it does not: callers stop at the first error of a series.
 """
 
 from collections.abc import Callable, Mapping
@@ -91,6 +92,8 @@ def _rle(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
         # A zero that pads the segment to even length is the head of a literal run of one byte: the
         # byte appended here is its value, or, where nothing was padded, no operation (PS3.5 §G.3.2).
         decoded = _call("packbits_decode", segment + b"\x80", out=buffer)
+        if len(decoded) == plane and decoded[-1] == 0x80:
+            decoded = _call("packbits_decode", segment, out=buffer)  # or it took the place of a lost byte
         if not plane <= len(decoded) <= plane + 1:
             raise DecodeError(f"RLE segment {index + 1} has {len(decoded)} bytes, must have {plane}")
         octets[:, index // width, width - 1 - index % width] = decoded[:plane]
@@ -125,6 +128,7 @@ def _jpeg_lossless(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]
 
 def _jpeg_ls(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
     stream = _check(read_jpeg(data, JPEG_LS), layout)
+    require_end(data)
     frame = _call("jpegls_decode", data)
     if layout.samples == 3 and frame.shape == (3, layout.rows, layout.columns):  # interleave mode "none"
         frame = np.ascontiguousarray(np.moveaxis(frame, 0, -1))

@@ -89,8 +89,8 @@ def read_jpeg2000(data: bytes) -> tuple[Codestream, bytes]:
 def require_end(data: bytes) -> None:
     """Check that the end marker (EOI, EOC: the same bytes) is there.
 
-    The JPEG and HTJ2K decoders fill what is missing of a cut codestream with grey and
-    say nothing; coded data cannot hold these two bytes (T.81 §B.1.1.5, T.800 §A.1.1).
+    The JPEG decoder fills what is missing of a cut codestream with grey and says nothing;
+    coded data cannot hold these two bytes (T.81 §B.1.1.5, T.87 §A.1, T.800 §A.1.1).
 
     Raises:
         DecodeError: the codestream has been cut short.

@@ -114,6 +114,27 @@ def stack_geometry(headers: Sequence[InstanceHeader]) -> StackGeometry:
     )
 
 
+def slice_affine(header: InstanceHeader) -> NDArray[np.float64]:
+    """The affine of one slice by itself, before the others are known.
+
+    Returns:
+        Shape (4, 4): as that of a `StackGeometry` of which it is the first slice, but for the first
+        column, which is the unit normal. Rows and columns are the same bit for bit where all slices of
+        the stack have the same orientation and spacing.
+
+    Raises:
+        GeometryError: it has no position, orientation or spacing, or none that can be.
+    """
+    row_direction, column_direction, normal = _directions([header])
+    row_mm, column_mm = _pixel_spacing([header])
+    affine = np.eye(4)
+    affine[:3, 0] = normal
+    affine[:3, 1] = column_direction * row_mm
+    affine[:3, 2] = row_direction * column_mm
+    affine[:3, 3] = _vectors([header], _POSITION, MAX_POSITION_MM)[0]
+    return affine
+
+
 def complete(headers: Sequence[InstanceHeader]) -> bool:
     """Whether these make an even stack without gaps, of as many slices as any of them announces.
 

@@ -125,7 +125,12 @@ def test_odd_files_end_in_an_instance_error_or_pixels_and_nothing_else(name: str
         assert frames.pixels.any()
 
 
-def _native(path: Path, pixels: NDArray[Any], syntax: str, **attributes: object) -> DecodedFrames:
+def _native(
+    path: Path,
+    pixels: NDArray[Any],
+    syntax: str,
+    **attributes: Any,  # noqa: ANN401  (the values of any attribute)
+) -> DecodedFrames:
     return decode(path, write_instance(path, pixels, syntax, **attributes))
 
 
