@@ -68,6 +68,8 @@ class InstanceHeader:
     high_bit: int | None = None
     pixel_representation: int = 0
     planar_configuration: int = 0
+    modality_lut: int = 0
+    """1 when the values go through a Modality LUT Sequence (0028,3000) instead of slope and intercept."""
     rescale_slope: float | None = None
     rescale_intercept: float | None = None
     window_center: float | None = None
@@ -286,5 +288,6 @@ _ATTRIBUTES: Final[Mapping[int, tuple[str, Callable[[bytes], object] | None]]] =
     0x00281051: ("window_width", _first_decimal),
     0x00281052: ("rescale_intercept", _decimal),
     0x00281053: ("rescale_slope", _decimal),
+    0x00283000: ("modality_lut", lambda _: 1),
 }
 _WANTED: Final = Wanted(_ATTRIBUTES)

@@ -172,6 +172,10 @@ def _read(
             f"{named}: (0028,0004) Photometric Interpretation is"
             f" {header.photometric_interpretation[:16] or 'absent'}, allowed {' and '.join(sorted(GREY))}"
         )
+    if header.modality_lut:
+        raise UnsupportedError(
+            f"{named}: has a Modality LUT Sequence (0028,3000), allowed is Rescale Slope and Intercept"
+        )
     return modality_values(decode(path, header, limits).pixels[0], header, out)
 
 

@@ -142,6 +142,8 @@ def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elem
                 if length == _UNDEFINED and tags.get(raw_tag) != _PIXEL_DATA:
                     position, used = _skip(data, start, _inner(encoding, vr), MAX_ELEMENTS - skipped)
                     skipped += used
+                    if raw_tag in tags:
+                        values[tags[raw_tag]] = b""  # that it is there is all that is said of a sequence
                     continue
             position = start + length
             if raw_tag in tags:

@@ -74,6 +74,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "series_description": ("SeriesDescription", text),
     "protocol_name": ("ProtocolName", text),
     "scanning_sequence": ("ScanningSequence", texts),
+    "modality_lut": ("ModalityLUTSequence", lambda value: int(value is not None)),
     "contrast_agent": ("ContrastBolusAgent", text),
     "series_number": ("SeriesNumber", number(int)),
     "instance_number": ("InstanceNumber", number(int)),

@@ -63,6 +63,7 @@ FULL = InstanceHeader(
     high_bit=7,
     pixel_representation=1,
     planar_configuration=1,
+    modality_lut=1,
     rescale_slope=2.0,
     rescale_intercept=-1024.0,
     window_center=40.0,
