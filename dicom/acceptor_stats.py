@@ -20,6 +20,7 @@ class AcceptorStats:
         associations_open: established now.
         connections_accepted: TCP connections since the start.
         connections_evicted: closed because too many were pending.
+        connections_refused: closed unread because their address opened too many in a second.
         handshakes_failed: TLS handshakes.
         associations_accepted: established since the start.
         associations_rejected: by reason (PS3.8 §9.3.4).
@@ -34,6 +35,7 @@ class AcceptorStats:
     associations_open: int
     connections_accepted: int
     connections_evicted: int
+    connections_refused: int
     handshakes_failed: int
     associations_accepted: int
     associations_rejected: Mapping[Rejection, int]
@@ -64,6 +66,10 @@ class Counters:
     def connection_evicted(self) -> None:
         """A pending connection was closed to make room."""
         self._count("evicted")
+
+    def connection_refused(self) -> None:
+        """A connection was closed unread: its address opens too many."""
+        self._count("refused")
 
     def handshake_failed(self) -> None:
         """A TLS handshake that did not succeed."""
@@ -105,6 +111,7 @@ class Counters:
                 associations_open=associations_open,
                 connections_accepted=self._events["accepted"],
                 connections_evicted=self._events["evicted"],
+                connections_refused=self._events["refused"],
                 handshakes_failed=self._events["handshake"],
                 associations_accepted=self._events["associations"],
                 associations_rejected=MappingProxyType(dict(self._rejected)),

@@ -3,11 +3,12 @@
 Owns the listening socket and every connection from its first byte until an association is
 accepted on it, or it is rejected, aborted or given up: the states Sta1 and Sta2 of PS3.8
 §9.2, and Sta13 for those that got no further. Whoever connects has proved nothing, and costs a socket
-and some kilobytes, no thread: nothing here waits for one peer, not even a TLS handshake,
+and 4 KiB, no thread: nothing here waits for one peer, not even a TLS handshake,
 which is made a step at a time as its bytes come. Silent peers and slow ones are therefore
 only many; they have a budget of their own, and when it is used up the oldest connection of
 the address that has most of them goes, so that a crowd displaces itself and not the next
-association of a known peer.
+association of a known peer. An address that connects faster than any sender is closed at
+once.
 
 What is decided about a proposal is asked of `decide`, which must not block.
 
@@ -16,6 +17,7 @@ Security: anything on the hospital's network can connect here.
 
 import errno
 import logging
+import math
 import socket
 import ssl
 from collections import Counter
@@ -26,17 +28,20 @@ from threading import Thread
 from time import monotonic
 from typing import Final
 
-from dicom import negotiation, pdu, transport
+from dicom import negotiation, pdu
 from dicom.acceptor_settings import AcceptorSettings
 from dicom.acceptor_stats import Counters
 from dicom.association import EVENT_OF, Action, Event, State, StateMachine
+from dicom.connection_rate import ConnectionRate
 from dicom.negotiation import Proposal
 from dicom.pdu import AbortReason, AbortSource, Fragment, Pdu, PduError, PduReader, PduType, Rejection
 
 _LOG: Final = logging.getLogger(__name__)
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RECOVERY_S: Final = 0.1  # how long new connections are left waiting when the system has no resources
-_ACCEPTED_AT_ONCE: Final = 16  # before those accepted earlier are looked at again
+# Before those accepted earlier are looked at again. To accept costs little, and must outrun a flood: when
+# the kernel's backlog is full, the next known peer is made to try again after a whole second.
+_ACCEPTED_AT_ONCE: Final = 256
 _MOST_WARNINGS_PER_S: Final = 10  # a flood must not fill the log; all of it is counted
 _MOST_TO_DRAIN_BYTES: Final = 1024 * 1024  # of what still comes after we ended it: more is a flood
 # of PS3.8 §9.3.4: these the service-provider gives (Evt6 with AE-6's second outcome), others its user
@@ -67,8 +72,8 @@ class _Pending:
     port: int
     machine: StateMachine
     reader: PduReader
-    deadline: float
     is_secured: bool  # the TLS handshake is made, or there is none
+    deadline: float = math.inf  # monotonic: ARTIM
     is_readable: bool = True  # False: the stream has lost its meaning, what comes is dropped
     drained: int = 0
 
@@ -101,7 +106,9 @@ class Reception:
         self._selector = DefaultSelector()
         self._selector.register(self._listener, EVENT_READ)
         self._selector.register(self._woken, EVENT_READ)
-        self._resume_at: float | None = None  # the listener is left alone until then
+        self._resume_at = math.inf  # the listener is left alone until then
+        self._look_at = math.inf  # no deadline is sooner
+        self._rate = ConnectionRate(settings.max_connections_per_address_per_s)
         self._pending: dict[int, _Pending] = {}
         self._next_number = 1
         self._warned = 0  # in the second that began at `_warned_since`
@@ -123,7 +130,6 @@ class Reception:
 
     def stop(self) -> None:
         """Stop listening, and close every connection without an association."""
-        self._is_stopping = True
         self._wake.send(b"\0")
         self._thread.join()
         self._wake.close()
@@ -136,6 +142,8 @@ class Reception:
                 for key, _ in self._selector.select(self._timeout_s()):
                     if key.fileobj is self._listener:
                         self._accept()
+                    elif key.fileobj is self._woken:
+                        self._is_stopping = True
                     elif isinstance(key.data, _Pending) and key.data.number in self._pending:
                         self._ready(key.data)
                 self._expire()
@@ -147,18 +155,19 @@ class Reception:
             self._woken.close()
 
     def _timeout_s(self) -> float | None:
-        deadlines = [pending.deadline for pending in self._pending.values()]
-        if self._resume_at is not None:
-            deadlines.append(self._resume_at)
-        return max(min(deadlines) - monotonic(), 0) if deadlines else None
+        return None if self._look_at == math.inf else max(self._look_at - monotonic(), 0)
 
     def _expire(self) -> None:
         now = monotonic()
+        if now < self._look_at:
+            return
         for pending in [pending for pending in self._pending.values() if pending.deadline <= now]:
             self._on(pending, Event.ARTIM_EXPIRED)
-        if self._resume_at is not None and self._resume_at <= now:
-            self._resume_at = None
+        if self._resume_at <= now:
+            self._resume_at = math.inf
             self._selector.register(self._listener, EVENT_READ)
+        deadlines = (pending.deadline for pending in self._pending.values())
+        self._look_at = min(self._resume_at, *deadlines, math.inf)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -173,8 +182,13 @@ class Reception:
                 self._evict_one()
                 self._selector.unregister(self._listener)
                 self._resume_at = monotonic() + _RECOVERY_S
+                self._look_at = min(self._look_at, self._resume_at)
                 return
             self._counters.connection_accepted()
+            if not self._rate.allows(address, monotonic()):
+                self._counters.connection_refused()
+                accepted.close()
+                continue
             if len(self._pending) >= self._settings.max_pending_connections:
                 self._evict_one()
             self._begin(accepted, address, port)
@@ -182,7 +196,6 @@ class Reception:
     def _begin(self, accepted: socket.socket, address: str, port: int) -> None:
         context = self._settings.ssl_context
         try:
-            transport.prepare(accepted)
             accepted.setblocking(False)
             if context is not None:
                 accepted = context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
@@ -196,15 +209,13 @@ class Reception:
             port,
             StateMachine(),
             PduReader(self._settings.max_associate_pdu_bytes),
-            monotonic() + self._settings.artim_timeout_s,
             is_secured=context is None,
         )
         self._next_number += 1
         self._pending[pending.number] = pending
         self._selector.register(accepted, EVENT_READ, pending)
         self._on(pending, Event.TRANSPORT_INDICATION)
-        if context is None:
-            self._ready(pending)  # the proposal of most peers is here already
+        self._start_artim(pending, self._settings.artim_timeout_s)
 
     def _evict_one(self) -> None:
         """Close the oldest connection of the address that has most of them."""
@@ -331,11 +342,13 @@ class Reception:
             case Action.AA_1:
                 self._counters.abort_sent("invalid PDU" if event is Event.INVALID_PDU else "unexpected PDU")
                 self._send(pending, pdu.abort(AbortSource.SERVICE_USER, AbortReason.NOT_SPECIFIED))
-                self._start_artim(pending)
+                self._start_artim(pending, self._settings.closing_timeout_s)
             case Action.AA_7:
                 self._send(pending, pdu.abort(AbortSource.SERVICE_PROVIDER, AbortReason.UNEXPECTED_PDU))
             case Action.AE_8 | Action.AE_6_REJECT:
-                self._start_artim(pending)  # the A-ASSOCIATE-RJ is sent by `_propose`, which has the reason
+                self._start_artim(
+                    pending, self._settings.closing_timeout_s
+                )  # the A-ASSOCIATE-RJ is sent by `_propose`, which has the reason
             case Action.AA_2 | Action.AA_5 | Action.AR_5:
                 self._close(pending)
             case Action.AE_5 | Action.AE_6 | Action.AA_6:
@@ -343,8 +356,9 @@ class Reception:
             case action:
                 raise RuntimeError(f"connection {pending.number}: {action} before an association")
 
-    def _start_artim(self, pending: _Pending) -> None:
-        pending.deadline = monotonic() + self._settings.closing_timeout_s
+    def _start_artim(self, pending: _Pending, timeout_s: float) -> None:
+        pending.deadline = monotonic() + timeout_s
+        self._look_at = min(self._look_at, pending.deadline)
 
     def _send(self, pending: _Pending, data: bytes) -> None:
         # Ten bytes are the first we send: there is room for them, unless the peer is gone.

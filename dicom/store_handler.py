@@ -47,6 +47,8 @@ class StoreRequest:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    study_instance_uid: str = ""
+    """The only study that it may be of; empty: any. C-STORE names none, STOW-RS may (PS3.18 §10.5.1)."""
 
 
 class Incoming(Protocol):

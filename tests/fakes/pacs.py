@@ -6,6 +6,7 @@ mistake cannot agree.
 
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -39,11 +40,20 @@ START_LIMIT_S: Final = 30.0
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that was free a moment ago, below those that the kernel gives to clients.
+
+    A port of the kernel's own choice may become the source of somebody's connection before the peer
+    binds it; and a probe of such a port can connect to itself.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port between 20000 and 30000")
 
 
 class _Peer:
