@@ -40,6 +40,8 @@ class FileMeta:
     source_ae_title: str
     dataset_offset: int
     """Where the data set begins, in bytes from the start of the file."""
+    private_information: bytes = b""
+    """(0002,0102), where (0002,0100) says that it is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,16 @@ class InstanceFile:
 
 
 def file_meta(
-    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    transfer_syntax_uid: str,
+    calling_ae_title: str,
+    private_information: bytes = b"",
 ) -> bytes:
     """What stands before the data set of a file that we store: preamble, prefix, group 0002.
+
+    Private information, of an even length, is the end of it: who keeps a number there can write it
+    when it is known.
 
     Raises:
         ValueError: one of the UIDs is none, or the AE title is longer than 16 ASCII characters.
@@ -86,6 +95,11 @@ def file_meta(
             _text(0x0016, b"AE", calling_ae_title) if calling_ae_title else b"",
         ]
     )
+    if private_information:
+        group += _text(0x0100, b"UI", IMPLEMENTATION_CLASS_UID)
+        group += (
+            _ELEMENT.pack(2, 0x0102, b"OB", 0) + _LONG.pack(len(private_information)) + private_information
+        )
     length = _ELEMENT.pack(2, 0x0000, b"UL", 4) + _LONG.pack(len(group))
     return PREAMBLE + PREFIX + length + group
 
@@ -123,6 +137,9 @@ def read_meta(data: bytes) -> FileMeta:
         media_storage_sop_instance_uid=_read(values, 0x0003),
         source_ae_title=_read(values, 0x0016),
         dataset_offset=position,
+        private_information=(
+            values.get(0x0102, b"") if _read(values, 0x0100) == IMPLEMENTATION_CLASS_UID else b""
+        ),
     )
 
 

@@ -1,11 +1,12 @@
 """What the arrival log says, and how one entry is written as a line of JSON.
 
-Owns the two entries and their form. A line is read back strictly: what is missing, or of
-another type, makes it no entry. Attributes of a header that have their default value are
-left out.
+Owns the entries and their form. A line is read back strictly: what is missing, of
+another type, or could not have been written here makes it no entry. Attributes of a
+header that have their default value are left out.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -41,7 +42,30 @@ class AssociationEnded:
     at: datetime
 
 
-Entry = Arrival | AssociationEnded
+@dataclass(frozen=True, slots=True)
+class CommitmentAsked:
+    """A peer asked for storage commitment (N-ACTION, PS3.4 §J.3.2): it has sent what it names.
+
+    A request that names more than `MAX_NAMED_INSTANCES` is written as several entries.
+    """
+
+    association: str
+    """On which it was asked, named as in `Arrival`: often another one than brought the instances."""
+    calling_ae_title: str
+    instance_keys: tuple[str, ...]
+    """Of the instances that it names (`edge.instances.instance_key` of each SOP Instance UID)."""
+    at: datetime
+
+
+Entry = Arrival | AssociationEnded | CommitmentAsked
+
+MAX_NAMED_INSTANCES: Final = 20_000
+"""In one entry: 0.7 MB, for a reader takes no line above 1 MiB; the largest studies have half as many."""
+
+MAX_NAME_CHARACTERS: Final = 256
+"""Of an association, of an AE title, of how an association ended: those written here are below 100."""
+MAX_NUMBER: Final = 2**63 - 1
+"""What the journal's columns hold."""
 
 
 def to_line(entry: Entry) -> bytes:
@@ -70,6 +94,14 @@ def _to_json(entry: Entry) -> dict[str, object]:
             "how": entry.how,
             "at": entry.at.isoformat(),
         }
+    if isinstance(entry, CommitmentAsked):
+        return {
+            "entry": "commitment",
+            "association": entry.association,
+            "calling_ae_title": entry.calling_ae_title,
+            "instance_keys": entry.instance_keys,
+            "at": entry.at.isoformat(),
+        }
     header = {name: value for name, default in _DEFAULTS if (value := getattr(entry.header, name)) != default}
     return {
         "entry": "arrival",
@@ -89,22 +121,29 @@ def _from_json(entry: Mapping[str, Any]) -> Entry:
     kind = entry["entry"]
     if kind == "ended":
         return AssociationEnded(
-            association=_text(entry["association"]),
-            calling_ae_title=_text(entry["calling_ae_title"]),
-            how=_text(entry["how"]),
+            association=_name(entry["association"]),
+            calling_ae_title=_name(entry["calling_ae_title"]),
+            how=_name(entry["how"]),
+            at=_instant(entry["at"]),
+        )
+    if kind == "commitment":
+        return CommitmentAsked(
+            association=_name(entry["association"]),
+            calling_ae_title=_name(entry["calling_ae_title"]),
+            instance_keys=tuple([_key(part) for part in _list(entry["instance_keys"])]),
             at=_instant(entry["at"]),
         )
     if kind != "arrival":
-        raise ValueError("neither an arrival nor an end")
+        raise ValueError("neither an arrival, nor an end, nor a request for commitment")
     header = {name: _PARSERS[name](value) for name, value in entry["header"].items()}
     return Arrival(
-        study_key=_text(entry["study_key"]),
-        instance_key=_text(entry["instance_key"]),
-        size_bytes=_number(entry["size_bytes"]),
-        checksum=None if entry["checksum"] is None else _number(entry["checksum"]),
+        study_key=_key(entry["study_key"]),
+        instance_key=_key(entry["instance_key"]),
+        size_bytes=_size(entry["size_bytes"]),
+        checksum=None if entry["checksum"] is None else _size(entry["checksum"]),
         header=InstanceHeader(**header),
-        calling_ae_title=_text(entry["calling_ae_title"]),
-        association=_text(entry["association"]),
+        calling_ae_title=_name(entry["calling_ae_title"]),
+        association=_name(entry["association"]),
         received=_instant(entry["received"]),
     )
 
@@ -115,15 +154,40 @@ def _text(value: object) -> str:
     return value
 
 
+def _key(value: object) -> str:
+    key = _text(value)
+    if not _KEY.fullmatch(key):  # it becomes a path
+        raise ValueError("not a key")
+    return key
+
+
+def _name(value: object) -> str:
+    name = _text(value)
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"a name of {len(name)} characters, allowed {MAX_NAME_CHARACTERS}")
+    return name
+
+
+def _size(value: object) -> int:
+    size = _number(value)
+    if size < 0:
+        raise ValueError("below 0")
+    return size
+
+
 def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError("not a whole number")
+    if abs(value) > MAX_NUMBER:
+        raise ValueError("a number of more than 63 bits")
     return value
 
 
 def _decimal(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError("not a number")
+    if value - value != 0:  # json reads NaN and Infinity, too
+        raise ValueError("not a finite number")
     return float(value)
 
 
@@ -154,6 +218,7 @@ def _list(value: object) -> Sequence[object]:
     return value
 
 
+_KEY: Final = re.compile(r"[0-9a-f]{32}")
 _BY_TYPE: Final[Mapping[object, Callable[[object], object]]] = {
     str: _text,
     int: _number,

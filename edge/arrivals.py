@@ -21,9 +21,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from edge.arrival_entry import Arrival, AssociationEnded, Entry, from_line, to_line
+from edge.arrival_entry import (
+    MAX_NAMED_INSTANCES,
+    Arrival,
+    AssociationEnded,
+    CommitmentAsked,
+    Entry,
+    from_line,
+    to_line,
+)
 
-__all__ = ["Arrival", "ArrivalReader", "ArrivalWriter", "AssociationEnded", "Entry", "Position"]
+__all__ = [
+    "MAX_NAMED_INSTANCES",
+    "Arrival",
+    "ArrivalReader",
+    "ArrivalWriter",
+    "AssociationEnded",
+    "CommitmentAsked",
+    "Entry",
+    "Position",
+]
 
 log = logging.getLogger(__name__)
 

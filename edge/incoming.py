@@ -1,10 +1,11 @@
 """One instance while it is received, and the durable steps that make it a stored one.
 
-Owns the temporary file, the check against the C-STORE command, and the steps of a commit
-in their order: fsync of the file, its name in the study's directory (which never replaces
-another file), fsync of that directory. Until the last one nothing has been promised; what
-a crash leaves before it is either a temporary file or a whole, named instance. Where the
-files lie and how they are found again is `edge.instances`.
+Owns the check against the C-STORE command and the steps of a commit in their order: the seal
+(`edge.seal`), fsync of the file, its name in the study's directory, which never replaces
+another file. The file has a durable name from the beginning, its slot (`edge.slots`): after the
+fsync nothing can be lost any more, and the name in the study's directory stands for a whole
+file from its first moment. Where the files lie and how they are found again is
+`edge.instances`.
 
 Security: a name is made of the SHA-256 of a UID, never of what a peer sent.
 """
@@ -14,8 +15,7 @@ import hashlib
 import json
 import logging
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +25,9 @@ from typing import Final
 from dicom.errors import HeaderError
 from dicom.header import InstanceHeader, scan_descriptor
 from dicom.part10 import MAX_META_BYTES, file_meta, read_meta
+from dicom.walk import NO_OTHER_LIMITS, WalkLimits
+from edge.seal import UNSEALED, Crc32, seal
+from edge.slots import Slots
 from model_store.durable import sync_directory, write_file
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,10 @@ MAX_INCIDENTS: Final = 1000
 """Second versions kept, all in all: a peer that alters and resends must not fill the disk."""
 RECHECK_BYTES: Final = 64 * 1024 * 1024
 """The disk is looked at again after so much of one instance: 32 at once overshoot by 2 GiB at most."""
+
+WRITE_OUT_BYTES: Final = 8 * 1024 * 1024
+"""The disk is set to work after so much of one instance: the fsync of 2 GB then waits for the last of it.
+An ordinary image is shorter and not worth the system call."""
 
 _MAX_PARTS: Final = 1024  # what one writev takes (Linux, IOV_MAX)
 _COMPARE_BYTES: Final = 1024 * 1024
@@ -80,6 +87,8 @@ class Named:
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae_title: str
+    study_instance_uid: str = ""
+    """The only study that it may be of; empty: any."""
 
 
 def key_of(uid: str) -> str:
@@ -93,33 +102,43 @@ class IncomingInstance:
     def __init__(
         self,
         named: Named,
-        temporary: Path,
+        slots: Slots,
         studies: "StudyDirectories",
         check_room: Callable[[], None],
         checkpoint: Callable[[str], None],
         *,
         durable: bool,
+        crc32: Crc32,
+        walk_limits: WalkLimits = NO_OTHER_LIMITS,
     ) -> None:
-        """Make the temporary file.
+        """Take a slot.
 
         Raises:
-            DiskError: it cannot be made.
+            DiskError: there is none, and none can be made.
             ValueError: a UID is none.
         """
         self._named = named
-        self._temporary = temporary
+        self._slots = slots
         self._studies = studies
         self._check_room = check_room
         self._checkpoint = checkpoint
         self._durable = durable
+        self._crc32 = crc32
+        self._walk_limits = walk_limits
         self._meta = file_meta(
-            named.sop_class_uid, named.sop_instance_uid, named.transfer_syntax_uid, named.calling_ae_title
+            named.sop_class_uid,
+            named.sop_instance_uid,
+            named.transfer_syntax_uid,
+            named.calling_ae_title,
+            UNSEALED,
         )
         self._written = 0
+        self._written_out = 0
         self._next_check = RECHECK_BYTES
         self._checksum = 0
         with disk_errors(self._what):
-            self._handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            self._slot, self._handle = slots.take()
+        self._is_named = False
 
     def write(self, parts: Sequence[memoryview]) -> None:
         """Append bytes of the data set.
@@ -128,12 +147,19 @@ class IncomingInstance:
             DiskError: the disk does not take them; nothing is kept, `discard` need not be called.
         """
         for part in parts:
-            self._checksum = zlib.crc32(part, self._checksum)
+            self._checksum = self._crc32(part, self._checksum)
         try:
             with disk_errors(self._what):
                 if self._written == 0:
                     parts = [memoryview(self._meta), *parts]
                 self._written += _write_all(self._handle, parts)
+            if self._durable and self._written >= self._written_out + WRITE_OUT_BYTES:
+                # begins to write these pages, and waits for none
+                end = self._written
+                os.posix_fadvise(
+                    self._handle, self._written_out, end - self._written_out, os.POSIX_FADV_DONTNEED
+                )
+                self._written_out = end
             if self._written >= self._next_check:
                 self._next_check = self._written + RECHECK_BYTES
                 self._check_room()
@@ -160,8 +186,9 @@ class IncomingInstance:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-            with suppress(OSError):  # `InstanceStore.recover` removes it at the next start
-                self._temporary.unlink(missing_ok=True)
+            if not self._is_named:
+                with suppress(OSError):  # `InstanceStore.recover` removes it at the next start
+                    os.unlink(self._slot)  # noqa: PTH108 (a text, as `os` takes it: this is the hot path)
 
     @property
     def _what(self) -> str:
@@ -173,11 +200,14 @@ class IncomingInstance:
                 self._written = _write_all(self._handle, [memoryview(self._meta)])
             self._checkpoint("received")
             header = self._read_header()
+            dataset_bytes = self._written - len(self._meta)
+            seal_at = len(self._meta) - len(UNSEALED)
+            os.pwrite(self._handle, seal(dataset_bytes, self._checksum), seal_at)
             if self._durable:
                 os.fsync(self._handle)
             self._checkpoint("synced")
             committed = Committed(
-                fate=self._studies.place(self._temporary, header),
+                fate=self._studies.place(self._slot, header),
                 study_key=key_of(header.study_instance_uid),
                 instance_key=key_of(header.sop_instance_uid),
                 size_bytes=self._written,
@@ -185,19 +215,25 @@ class IncomingInstance:
                 header=header,
             )
             if committed.fate is Fate.CONFLICT:
-                self._studies.keep_incident(self._temporary, committed, self._named.calling_ae_title)
+                self._studies.keep_incident(self._slot, committed, self._named.calling_ae_title)
+        if committed.fate is Fate.STORED:
+            self._is_named = True
+            self._checkpoint("named")
+            self._slots.named(self._slot, committed.study_key)
         return committed
 
     def _read_header(self) -> InstanceHeader:
         try:
-            header = scan_descriptor(self._handle, len(self._meta), self._named.transfer_syntax_uid)
+            syntax = self._named.transfer_syntax_uid
+            header = scan_descriptor(self._handle, len(self._meta), syntax, self._walk_limits)
         except HeaderError as error:
             raise HeaderError(f"{self._what}: {error}") from error
         for attribute, got, named in (
             ("(0008,0016) SOP Class UID", header.sop_class_uid, self._named.sop_class_uid),
             ("(0008,0018) SOP Instance UID", header.sop_instance_uid, self._named.sop_instance_uid),
+            ("(0020,000D) Study Instance UID", header.study_instance_uid, self._named.study_instance_uid),
         ):
-            if got != named:
+            if named and got != named:
                 raise MismatchError(f"{self._what}: {attribute} is {got}, the command says {named}")
         return header
 
@@ -205,41 +241,62 @@ class IncomingInstance:
 class StudyDirectories:
     """The studies' directories below `root`, and how a file gets its name there. Thread-safe."""
 
-    def __init__(
-        self, root: Path, incidents: Path, checkpoint: Callable[[str], None], *, durable: bool
-    ) -> None:
-        self._root = root
+    def __init__(self, root: Path, incidents: Path, *, durable: bool) -> None:
+        self._root = str(root)
         self._durable = durable
         self._incidents = incidents
-        self._checkpoint = checkpoint
         self._known: dict[str, int] = {}  # study key to the inode whose entry in root is durable
 
-    def place(self, temporary: Path, header: InstanceHeader) -> Fate:
-        """Give a synced file its name, durably.
+    def place(self, received: str, header: InstanceHeader) -> Fate:
+        """Give a file that is durable under another name its name here; that one is not durable yet.
 
         `os.link` never replaces a file, whichever thread or process made that one.
 
         Raises:
             DiskError, OSError: the disk does not let us; the name is not there.
         """
-        name = f"{key_of(header.sop_instance_uid)}.dcm"
+        directory = f"{self._root}/{key_of(header.study_instance_uid)}"
+        lasting = f"{directory}/{key_of(header.sop_instance_uid)}.dcm"
         for _ in range(_MAX_ATTEMPTS):
-            directory = self._open(key_of(header.study_instance_uid))
-            if directory is None:
-                continue
             try:
-                os.link(temporary, name, dst_dir_fd=directory)
-                return self._finish(directory, name)
+                os.link(received, lasting)
             except FileExistsError:
                 with suppress(FileNotFoundError):  # deleted meanwhile
-                    return self._compare(directory, name, temporary)
+                    return self._compare(lasting, received)
             except FileNotFoundError:
-                continue
-            finally:
-                os.close(directory)
+                with suppress(FileExistsError):
+                    Path(directory).mkdir(0o750)
+            else:
+                return Fate.STORED
         raise DiskError(f"SOP Instance {header.sop_instance_uid}: its study's directory is removed each time")
 
-    def keep_incident(self, temporary: Path, committed: Committed, calling_ae_title: str) -> None:
+    def sync_names(self, study_keys: Collection[str]) -> None:
+        """Make the names in these studies' directories durable, and those of the directories.
+
+        Raises:
+            OSError: the disk does not let us.
+        """
+        directories: list[int] = []
+        try:
+            new: dict[str, int] = {}
+            for study_key in study_keys:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    directories.append(os.open(f"{self._root}/{study_key}", flags))
+                    new[study_key] = os.fstat(directories[-1]).st_ino
+            for directory in directories:
+                os.fsync(directory)
+            new = {key: inode for key, inode in new.items() if self._known.get(key) != inode}
+            if new:  # made since, here or by another process
+                sync_directory(Path(self._root))
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                self._known.update(new)
+        finally:
+            for directory in directories:
+                os.close(directory)
+
+    def keep_incident(self, received: str, committed: Committed, calling_ae_title: str) -> None:
         """Keep a second version of an instance, durably and once, with the reason.
 
         Raises:
@@ -260,10 +317,10 @@ class StudyDirectories:
             "stored": f"{committed.study_key}/{committed.instance_key}.dcm",
             "calling_ae_title": calling_ae_title,
         }
-        note = temporary.with_suffix(".json")  # a name of its own: two may send the same at once
+        note = Path(f"{received}.json")  # a name of its own: two may send the same at once
         try:
             write_file(note, json.dumps(facts, indent=2).encode() + b"\n")
-            for file, ending in ((note, "json"), (temporary, "dcm")):
+            for file, ending in ((note, "json"), (received, "dcm")):
                 with suppress(FileExistsError):  # sent again
                     os.link(file, self._incidents / f"{name}.{ending}")
         finally:
@@ -272,60 +329,21 @@ class StudyDirectories:
             sync_directory(self._incidents)
         log.error("instance %s: %s; kept as incidents/%s.dcm", committed.instance_key, reason, name)
 
-    def _open(self, study_key: str) -> int | None:
-        """The study's directory, made if it is not there; its own entry is durable. None: removed at once."""
-        path = self._root / study_key
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _compare(self, lasting: str, received: str) -> Fate:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        stored = os.open(lasting, flags)
         try:
-            handle = os.open(path, flags)
-        except FileNotFoundError:
-            with suppress(FileExistsError):
-                path.mkdir(0o750)
-            try:
-                handle = os.open(path, flags)
-            except FileNotFoundError:
-                return None
-        try:
-            inode = os.fstat(handle).st_ino
-            if (
-                self._durable and self._known.get(study_key) != inode
-            ):  # made just now, here or by another process
-                sync_directory(self._root)
-                if len(self._known) >= _MAX_KNOWN:
-                    self._known.clear()
-                self._known[study_key] = inode
-        except BaseException:
-            os.close(handle)
-            raise
-        return handle
-
-    def _finish(self, directory: int, name: str) -> Fate:
-        self._checkpoint("renamed")
-        try:
-            self._sync(directory)
-        except OSError:
-            os.unlink(name, dir_fd=directory)  # its name may not last: it must not look stored
-            raise
-        self._checkpoint("directory-synced")
-        return Fate.STORED
-
-    def _compare(self, directory: int, name: str, temporary: Path) -> Fate:
-        stored = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            with temporary.open("rb", buffering=0) as received:
-                same = _same_dataset(stored, received.fileno())
+            with Path(received).open("rb", buffering=0) as file:
+                if os.path.samestat(os.fstat(stored), os.fstat(file.fileno())):
+                    return Fate.STORED  # by `InstanceStore.scan`, just now
+                same = _same_dataset(stored, file.fileno())
+            if same and self._durable:
+                os.fsync(stored)  # it may be from a run without durability
         except HeaderError:
             same = False  # what is stored is damaged: a person must look, and the new one is kept
         finally:
             os.close(stored)
-        if not same:
-            return Fate.CONFLICT
-        self._sync(directory)  # who made the name may not have come so far yet
-        return Fate.DUPLICATE
-
-    def _sync(self, directory: int) -> None:
-        if self._durable:
-            os.fsync(directory)
+        return Fate.DUPLICATE if same else Fate.CONFLICT
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The instances that were received, as files; they are the truth about what is here.
 
-    <root>/<study key>/<instance key>.dcm   durable, whole, never written again
-    <root>/incoming/                        being received; what a crash left is removed at start
+    <root>/<study key>/<instance key>.dcm   whole, durable, never written again
+    <root>/incoming/                        slots: being received, or received and soon only above
     <root>/incidents/                       second versions of an instance, and why they were kept
 
 Owns where files lie, how they are found again, and their removal; how one comes to be
@@ -14,11 +14,11 @@ Several processes may have a store on one root; one of them receives, and calls 
 """
 
 import errno
-import itertools
 import logging
 import os
 import re
 import secrets
+import zlib
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from typing import Final
 from dicom.errors import HeaderError
 from dicom.header import scan_descriptor
 from dicom.part10 import MAX_META_BYTES, read_meta
+from dicom.walk import NO_OTHER_LIMITS, WalkLimits
 from edge.arrivals import Arrival
 from edge.incoming import (
     Committed,
@@ -41,6 +42,8 @@ from edge.incoming import (
     disk_errors,
     key_of,
 )
+from edge.seal import Crc32, read_sealed
+from edge.slots import Slots
 from model_store.durable import make_directory, sync_directory
 
 __all__ = [
@@ -89,16 +92,22 @@ class InstanceStore:
         checkpoint: Callable[[str], None] = no_checkpoint,
         *,
         durable: bool = True,
+        crc32: Crc32 = zlib.crc32,
+        walk_limits: WalkLimits = NO_OTHER_LIMITS,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         """Touches nothing yet.
 
         Args:
             root: its directory, on one file system.
             min_free_bytes: free space below which nothing is received.
-            checkpoint: called at "received" (all bytes are written), "synced" (the file is),
-                "renamed" (it has its name) and "directory-synced" (the name is durable).
+            checkpoint: called at "received" (all bytes are written), "synced" (it is durable, in its
+                slot) and "named" (it has its lasting name, which `settle` makes durable).
             durable: whether a commit waits for the disk. Without, a power cut takes instances that
                 were acknowledged; a kill does not.
+            crc32: of what is received (`edge.seal.fast_crc32`).
+            walk_limits: on the elements of an instance.
+            ring: called when `keep` has something to do.
         """
         self.root: Final = root
         self.incoming: Final = root / "incoming"
@@ -106,27 +115,63 @@ class InstanceStore:
         self._min_free_bytes = min_free_bytes
         self._checkpoint = checkpoint
         self._durable = durable
-        self._studies = StudyDirectories(root, self.incidents, checkpoint, durable=durable)
-        self._run = secrets.token_hex(8)  # not the process id: containers on one disk share those
-        self._counter = itertools.count()
+        self._crc32 = crc32
+        self._walk_limits = walk_limits
+        self._studies = StudyDirectories(root, self.incidents, durable=durable)
+        run = secrets.token_hex(8)  # not the process id: containers on one disk share those
+        self._slots = Slots(self.incoming, run, self._studies.sync_names, ring, durable=durable)
 
     def recover(self) -> int:
-        """Make the directories, and remove what a crash left half received; how many files.
+        """Make the directories, and clear up after a crash.
+
+        What was received whole has been promised, or may have been: it gets its lasting name. The
+        rest is removed.
 
         Only for the process that receives, before its first `begin`.
+
+        Returns:
+            How many files were removed that something had been received into.
 
         Raises:
             OSError: the disk does not let us.
         """
         for directory in (self.incoming, self.incidents):
             make_directory(directory)
-        leftovers = list(self.incoming.iterdir())
-        for leftover in leftovers:
+        torn = 0
+        adopted: dict[Path, str] = {}
+        for leftover in list(self.incoming.iterdir()):
+            try:
+                study = self._adopt(leftover)
+            except (OSError, DiskError) as error:
+                log.error("a received instance stays in %s: %s", leftover, error)
+                continue
+            if study is None:
+                torn += leftover.lstat().st_size > 0
+                leftover.unlink()
+            else:
+                adopted[leftover] = study
+        self._studies.sync_names(set(adopted.values()))
+        for leftover in adopted:
             leftover.unlink()
         sync_directory(self.incoming)
-        if leftovers:
-            log.warning("%d instances were half received when the process ended: removed", len(leftovers))
-        return len(leftovers)
+        if torn:
+            log.warning("%d instances were half received when the process ended: removed", torn)
+        return torn
+
+    def keep(self) -> bool:
+        """Do ahead, and afterwards, what instances need not wait for; False: nobody waits for this.
+
+        For a thread that calls it when it is rung for, and every second or so.
+
+        Raises:
+            OSError: no file can be made.
+        """
+        self._slots.keep()
+        return False
+
+    def settle(self) -> None:
+        """Take the second names away that instances have since they were received."""
+        self._slots.settle()
 
     def begin(self, named: Named) -> IncomingInstance:
         """Begin to receive an instance.
@@ -136,9 +181,15 @@ class InstanceStore:
             ValueError: a UID is none.
         """
         self.check_room()
-        temporary = self.incoming / f"{self._run}-{next(self._counter)}"
         return IncomingInstance(
-            named, temporary, self._studies, self.check_room, self._checkpoint, durable=self._durable
+            named,
+            self._slots,
+            self._studies,
+            self.check_room,
+            self._checkpoint,
+            durable=self._durable,
+            crc32=self._crc32,
+            walk_limits=self._walk_limits,
         )
 
     def check_room(self) -> None:
@@ -179,8 +230,12 @@ class InstanceStore:
         """Read the header of every stored instance that is not in `skip` (study key, instance key).
 
         One that cannot be read (a damaged disk) is logged and left out. When it was received is
-        taken from the file's time of modification; checksum and association are not known.
+        taken from the file's time of modification; checksum and association are not known. What a
+        crash left whole in a slot gets its lasting name first.
         """
+        with suppress(OSError, DiskError):  # no store yet, or another user's: then `recover` does it
+            for leftover in list(self.incoming.iterdir()):
+                self._adopt(leftover)
         for study, instance in self.stored_keys():
             if (study, instance) in skip:
                 continue
@@ -222,6 +277,37 @@ class InstanceStore:
         keys = self._instances(study_key)
         self.delete_instances(study_key, keys)
         return len(keys)
+
+    def _adopt(self, slot: Path) -> str | None:
+        """Give a whole file its lasting name, if it has none; its study key. None: it is not whole.
+
+        Harmless while it is being received: it is not sealed before it is whole.
+        """
+        try:
+            handle = os.open(slot, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            sealed = read_sealed(handle)
+            if sealed is None:
+                return None
+            header = scan_descriptor(handle, sealed.meta.dataset_offset, sealed.meta.transfer_syntax_uid)
+            os.fsync(handle)
+        except HeaderError:
+            return None
+        finally:
+            os.close(handle)
+        committed = Committed(
+            fate=self._studies.place(str(slot), header),
+            study_key=key_of(header.study_instance_uid),
+            instance_key=key_of(header.sop_instance_uid),
+            size_bytes=sealed.size_bytes,
+            checksum=sealed.checksum,
+            header=header,
+        )
+        if committed.fate is Fate.CONFLICT:
+            self._studies.keep_incident(str(slot), committed, sealed.meta.source_ae_title)
+        return committed.study_key
 
     def _instances(self, study_key: str) -> list[str]:
         files: list[Path] = []

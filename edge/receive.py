@@ -8,18 +8,24 @@ decoded here and no journal is written.
 *Diagnostics*: logs each refused association and instance with its reason, and stops
 taking instances (0xA700) while the arrival log cannot be written.
 *Security*: anyone on the network can connect. A peer is known by its calling AE title and,
-where the configuration says so, by its address; names and paths are made of neither.
+where the configuration says so, by its address and its TLS certificate; names and paths are made
+of none of them.
 """
 
+import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from time import monotonic
+from types import MappingProxyType
 from typing import Final
 
+from dicom.commitment_service import CommitmentHandler, storage_commitment
 from dicom.errors import DicomError
 from dicom.receive import (
     Acceptor,
     AcceptorSettings,
+    AcceptorStats,
     AssociationInfo,
     End,
     Incoming,
@@ -27,6 +33,7 @@ from dicom.receive import (
     StoreRefusedError,
     StoreRequest,
 )
+from edge.addressing import is_own
 from edge.arrivals import Arrival, ArrivalWriter, AssociationEnded
 from edge.failures import OUT_OF_RESOURCES, verdict_of
 from edge.instances import (
@@ -37,11 +44,15 @@ from edge.instances import (
     Named,
     no_checkpoint,
 )
+from edge.intake_stats import IntakeStats
 from edge.options import Settings
+from edge.tls import server_context
 
 log = logging.getLogger(__name__)
 
 SUCCESS: Final = 0x0000
+RING_S: Final = 0.02
+"""`work` is rung for so often at most, and at the end of each association: a ring costs 0.1 ms."""
 DUPLICATE_SOP_INSTANCE: Final = 0x0111
 """PS3.7 Annex C: the one failure that says that the name is taken. Success or a warning would let the
 sender believe that we hold what it sent; "out of resources" would let it try again without end."""
@@ -61,22 +72,44 @@ class Receiver:
         arrivals: ArrivalWriter,
         ring: Callable[[], None],
         clock: Callable[[], datetime] = _utc_now,
+        commitments: CommitmentHandler | None = None,
+        stats: IntakeStats | None = None,
     ) -> None:
-        """Does not listen yet; `instances` has been recovered."""
-        limits = settings.limits
+        """Does not listen yet; `instances` has been recovered.
+
+        Args:
+            settings: who may associate, where, and at what cost.
+            instances: where instances go.
+            arrivals: where they are announced.
+            ring: called after announcements.
+            clock: aware, UTC.
+            commitments: takes requests for storage commitment; None: that service is not offered.
+            stats: counts what becomes of instances.
+
+        Raises:
+            OSError: a file of TLS cannot be read, or is no certificate or key.
+        """
+        limits, tls = settings.limits, settings.tls
+        services = []
+        if commitments is not None:
+            services.append(storage_commitment(commitments, limits.max_commitment_references))
         stage = ReceiveStage(
             instances,
             arrivals,
             ae_title=settings.node.ae_title,
-            callers={peer.ae_title: peer.may_call_from for peer in settings.peers if peer.may_send},
+            callers=_callers(settings),
+            certificates={
+                peer.ae_title: peer.certificate_sha256 for peer in settings.peers if peer.certificate_sha256
+            },
             ring=ring,
             clock=clock,
+            stats=stats,
         )
         self._acceptor = Acceptor(
             AcceptorSettings(
                 ae_title=settings.node.ae_title,
                 host=settings.node.host,
-                port=settings.node.port,
+                port=settings.node.port if tls.plain or not tls.port else tls.port,
                 max_associations=limits.max_associations,
                 max_associations_per_peer=limits.max_associations_per_peer,
                 max_pdu_length_bytes=limits.max_pdu_length_bytes,
@@ -85,9 +118,19 @@ class Receiver:
                 max_objects_per_association=limits.max_objects_per_association,
                 artim_timeout_s=limits.artim_timeout_s,
                 idle_timeout_s=limits.idle_timeout_s,
+                max_pending_connections=limits.max_pending_connections,
+                max_connections_per_address_per_s=limits.max_connections_per_address_per_s,
+                max_presentation_contexts=limits.max_presentation_contexts,
+                stall_timeout_s=limits.stall_timeout_s,
+                stall_bytes=limits.stall_bytes,
+                closing_timeout_s=limits.closing_timeout_s,
+                write_timeout_s=limits.write_timeout_s,
                 accept_unknown_storage=settings.receive.accept_unknown_storage,
+                ssl_context=server_context(tls) if tls.port else None,
+                tls_port=tls.port if tls.port and tls.plain else None,
             ),
             stage,
+            services=services,
             clock=clock,
         )
 
@@ -95,6 +138,15 @@ class Receiver:
     def address(self) -> tuple[str, int]:
         """The host and port that it listens on."""
         return self._acceptor.address
+
+    @property
+    def tls_address(self) -> tuple[str, int] | None:
+        """The host and port for TLS, where that has a port of its own."""
+        return self._acceptor.tls_address
+
+    def stats(self) -> AcceptorStats:
+        """What the acceptor has counted."""
+        return self._acceptor.stats()
 
     def start(self) -> None:
         """Listen.
@@ -122,6 +174,8 @@ class ReceiveStage:
         ring: Callable[[], None],
         clock: Callable[[], datetime] = _utc_now,
         checkpoint: Callable[[str], None] = no_checkpoint,
+        certificates: Mapping[str, str] = MappingProxyType({}),
+        stats: IntakeStats | None = None,
     ) -> None:
         """Keeps the arguments.
 
@@ -134,6 +188,8 @@ class ReceiveStage:
             clock: aware, UTC.
             checkpoint: called at "logged", after an announcement; the durable steps before it are
                 the instance store's.
+            certificates: of those callers that must show one, by AE title, the SHA-256 of it.
+            stats: counts what becomes of instances.
         """
         self._instances = instances
         self._arrivals = arrivals
@@ -142,9 +198,18 @@ class ReceiveStage:
         self._ring = ring
         self._clock = clock
         self._checkpoint = checkpoint
+        self._certificates = dict(certificates)
+        self._stats = stats or IntakeStats()
+        self._rung = 0.0  # monotonic; that two threads may ring at once harms nobody
         self._announced: set[int] = set()  # open associations that brought something
 
-    def admit(self, calling_ae_title: str, called_ae_title: str, address: str) -> Rejection | None:
+    def admit(
+        self,
+        calling_ae_title: str,
+        called_ae_title: str,
+        address: str,
+        certificate_sha256: str | None,
+    ) -> Rejection | None:
         """None, or why this peer may not associate (PS3.8 §9.3.4)."""
         if called_ae_title.strip(" ") != self._ae_title:
             log.warning("association from %s rejected: it calls another AE title", address)
@@ -156,6 +221,11 @@ class ReceiveStage:
         if not may_call_from(address):
             log.warning("association from %s rejected: not an address of %s", address, calling_ae_title)
             return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED  # the same: a stranger learns no AE title
+        expected = self._certificates.get(calling_ae_title.strip(" "))
+        if expected and not hmac.compare_digest(expected, certificate_sha256 or ""):
+            what = "another TLS certificate" if certificate_sha256 else "no TLS certificate"
+            log.warning("association from %s rejected: %s shows %s", address, calling_ae_title, what)
+            return Rejection.CALLING_AE_TITLE_NOT_RECOGNIZED
         return None
 
     def begin(self, request: StoreRequest) -> Incoming:
@@ -171,6 +241,7 @@ class ReceiveStage:
             sop_instance_uid=request.sop_instance_uid,
             transfer_syntax_uid=request.transfer_syntax_uid,
             calling_ae_title=request.association.calling_ae_title.strip(" "),
+            study_instance_uid=request.study_instance_uid,
         )
         try:
             incoming = self._instances.begin(named)
@@ -198,10 +269,12 @@ class ReceiveStage:
         Raises:
             StoreRefusedError: it is not kept, or not as what it claims to be.
         """
+        begun = monotonic()
         try:
             committed = incoming.commit()
         except (InstanceStoreError, DicomError) as error:
             raise _refused(association, error) from error
+        self._stats.committed(committed.fate, monotonic() - begun)
         if committed.fate is Fate.CONFLICT:
             raise StoreRefusedError(
                 DUPLICATE_SOP_INSTANCE,
@@ -222,7 +295,10 @@ class ReceiveStage:
             )
         )
         self._checkpoint("logged")
-        self._ring()
+        now = monotonic()
+        if now >= self._rung + RING_S:
+            self._rung = now
+            self._ring()
         return SUCCESS
 
     def _name(self, association: AssociationInfo) -> str:
@@ -248,6 +324,12 @@ class _StageIncoming:
 
     def discard(self) -> None:
         self._incoming.discard()
+
+
+def _callers(settings: Settings) -> dict[str, Callable[[str], bool]]:
+    """Who may send, and from where: the peers, and this box itself, for what `insitu pull` fetched."""
+    callers = {settings.node.ae_title: lambda address: is_own(address, settings.node.host)}
+    return callers | {peer.ae_title: peer.may_call_from for peer in settings.peers if peer.may_send}
 
 
 def _refused(association: AssociationInfo, error: InstanceStoreError | DicomError) -> StoreRefusedError:

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from dicom.header import InstanceHeader
 from edge import arrivals
 from edge.arrival_entry import from_line, to_line
-from edge.arrivals import Arrival, ArrivalReader, ArrivalWriter, AssociationEnded, Entry, Position
+from edge.arrivals import (
+    MAX_NAMED_INSTANCES,
+    READ_BYTES,
+    Arrival,
+    ArrivalReader,
+    ArrivalWriter,
+    AssociationEnded,
+    CommitmentAsked,
+    Entry,
+    Position,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 START = int(NOW.timestamp())
@@ -39,6 +49,8 @@ FULL = InstanceHeader(
     protocol_name="p",
     scanning_sequence=("GR", "IR"),
     contrast_agent="Gd",
+    patient_key="0123456789abcdef",
+    patient_orientation=("L", "F"),
     series_number=1,
     instance_number=-2,
     acquisition_number=0,
@@ -173,6 +185,20 @@ def changed(path: str, value: object) -> bytes:
         changed("checksum", 1.5),
         changed("received", "2026-01-02T03:04:05"),
         changed("received", "yesterday"),
+        changed("study_key", "../../etc"),
+        changed("study_key", "A" * 32),
+        changed("study_key", "0" * 31),
+        changed("study_key", "0" * 32 + "\n"),
+        changed("instance_key", ""),
+        changed("instance_key", "/etc/passwd"),
+        changed("size_bytes", -1),
+        changed("size_bytes", 2**70),
+        changed("checksum", -1),
+        changed("association", "a" * 257),
+        changed("calling_ae_title", "a" * 100_000),
+        changed("header.slice_thickness_mm", float("nan")),
+        changed("header.pixel_spacing_mm", [1.0, float("inf")]),
+        changed("header.rows", 2**70),
         changed("header", [1]),
         changed("header", {}),
         changed("header.rows", "512"),
@@ -404,3 +430,31 @@ def test_what_is_no_position_is_refused(text: str) -> None:
 
 def test_positions_order_as_the_log_does() -> None:
     assert Position(1, 9) < Position(2, 0) < Position(2, 1)
+
+
+def test_a_request_for_commitment_is_read_as_it_was_written_and_the_largest_is_one_line(
+    tmp_path: Path,
+) -> None:
+    keys = tuple(f"{number:032x}" for number in range(MAX_NAMED_INSTANCES))
+    asked = CommitmentAsked("7-3", "CT1", keys, NOW)
+    assert from_line(to_line(asked)) == asked
+    assert len(to_line(asked)) < READ_BYTES
+    writer = ArrivalWriter(tmp_path, clock=lambda: NOW)
+    writer.append(asked)
+    assert ArrivalReader(tmp_path).read(Position(), 10)[0] == [asked]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"entry":"commitment","association":"a","calling_ae_title":"b","at":"2026-01-01T00:00:00+00:00"}',
+        (
+            b'{"entry":"commitment","association":"a","calling_ae_title":"b","instance_keys":[1],'
+            b'"at":"2026-01-01T00:00:00+00:00"}'
+        ),
+    ],
+)
+def test_a_request_without_its_names_is_no_entry(line: bytes) -> None:
+    with pytest.raises(ValueError, match="no entry"):
+        from_line(line)

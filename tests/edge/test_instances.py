@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 
 from dicom.errors import HeaderError
 from dicom.header import scan
-from dicom.part10 import file_meta, open_instance
+from dicom.part10 import file_meta, open_instance, read_meta
 from dicom.walk import DEFLATED
 from edge import incoming
 from edge.incoming import Named, key_of
@@ -33,6 +34,7 @@ from edge.instances import (
     instance_key,
     study_key,
 )
+from edge.slots import MAX_NAMED, MAX_SLOTS
 from tests.material import MATERIAL, needs_material
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -73,12 +75,26 @@ def put(store: InstanceStore, data: bytes, what: Named | None = None, part: int 
 
 
 def files(store: InstanceStore) -> dict[str, bytes]:
-    """Every file below the store's root, by relative path."""
+    """Every file below the store's root, by relative path; free slots, which are empty, left out."""
+    store.settle()
     return {
         str(path.relative_to(store.root)): path.read_bytes()
         for path in sorted(store.root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and (path.parent != store.incoming or path.stat().st_size)
     }
+
+
+def half_received(store: InstanceStore) -> list[Path]:
+    """Slots that something is in."""
+    store.settle()
+    return [path for path in store.incoming.iterdir() if path.stat().st_size]
+
+
+def sealed_meta(data: bytes, what: Named) -> bytes:
+    seal = struct.pack("<QI", len(data), zlib.crc32(data))
+    return file_meta(
+        what.sop_class_uid, what.sop_instance_uid, what.transfer_syntax_uid, what.calling_ae_title, seal
+    )
 
 
 def data_of(path: Path) -> bytes:
@@ -100,7 +116,7 @@ def test_an_instance_is_stored_bit_for_bit_below_keys(store: InstanceStore) -> N
     committed = put(store, data, part=10)
     path = store.path(study_key("1.2.3"), instance_key("1.2.3.4"))
     assert files(store) == {f"{key_of('1.2.3')}/{key_of('1.2.3.4')}.dcm": path.read_bytes()}
-    assert path.read_bytes() == file_meta(CT, "1.2.3.4", EXPLICIT, "CT1") + data
+    assert path.read_bytes() == sealed_meta(data, named()) + data
     assert committed == Committed(
         Fate.STORED,
         key_of("1.2.3"),
@@ -136,7 +152,7 @@ def test_every_real_file_is_stored_with_its_data_set_unchanged(store: InstanceSt
             assert (committed.header.pixel_data_offset is None) == (what.transfer_syntax_uid in DEFLATED)
             kept += 1
     assert kept >= 20
-    assert list(store.incoming.iterdir()) == []
+    assert half_received(store) == []
 
 
 def test_an_instance_longer_than_its_first_read_is_known_by_its_header_too(store: InstanceStore) -> None:
@@ -267,9 +283,9 @@ def test_the_number_of_incidents_is_bounded(store: InstanceStore, caplog: pytest
     put(store, dataset())
     for number in range(2 * incoming.MAX_INCIDENTS):
         (store.incidents / f"{number}").touch()
-    before = set(store.root.rglob("*"))
+    before = files(store)
     assert put(store, dataset(pixels=b"\0\0")).fate is Fate.CONFLICT
-    assert set(store.root.rglob("*")) == before
+    assert files(store) == before
     assert "not kept" in caplog.text
 
 
@@ -308,7 +324,8 @@ def test_of_many_that_send_the_same_name_at_once_one_is_stored(tmp_path: Path) -
         stored = data_of(stores[0].path(study_key("1.2.3"), instance_key("1.2.3.4")))
         winner = next(result for result in results if result.fate is Fate.STORED)
         assert zlib.crc32(stored) == winner.checksum
-        assert list(stores[0].incoming.iterdir()) == []
+        stores[1].settle()
+        assert half_received(stores[0]) == []
 
 
 def test_many_instances_of_a_new_study_at_once_are_all_stored(store: InstanceStore) -> None:
@@ -399,7 +416,7 @@ def test_on_a_full_disk_nothing_half_written_is_visible_and_what_was_stored_stay
     assert stored >= 5
     assert len(list(store.stored_keys())) == stored
     assert len(list(store.scan())) == stored
-    assert list(store.incoming.iterdir()) == []
+    assert half_received(store) == []
     store.delete_study(study_key("1.2.3"))
     assert put(store, dataset(pixels=bytes(100_000))).fate is Fate.STORED
 
@@ -449,7 +466,7 @@ def test_recover_removes_what_was_half_received_and_nothing_else(store: Instance
     assert store.recover() == 0
 
 
-POINTS = ("received", "synced", "renamed", "directory-synced")
+POINTS = ("received", "synced", "named")
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -463,14 +480,16 @@ def test_killed_at_any_durable_step_an_instance_is_there_whole_or_not_at_all(
         "put(store, dataset())\n"
     )
     assert in_child(code, store.root, point).returncode == -signal.SIGKILL
-    is_named = POINTS.index(point) >= POINTS.index("renamed")
-    assert len(list(store.stored_keys())) == is_named
-    assert store.recover() == 1
-    if is_named:
+    assert len(list(store.stored_keys())) == (point == "named")
+    is_durable = point != "received"
+    assert store.recover() == (not is_durable)
+    assert list(store.incoming.iterdir()) == []
+    assert len(list(store.stored_keys())) == is_durable
+    if is_durable:
         assert data_of(store.path(study_key("1.2.3"), instance_key("1.2.3.4"))) == dataset()
         assert [arrival.header.sop_instance_uid for arrival in store.scan()] == ["1.2.3.4"]
     # the sender had no answer, and sends again
-    assert put(store, dataset()).fate is (Fate.DUPLICATE if is_named else Fate.STORED)
+    assert put(store, dataset()).fate is (Fate.DUPLICATE if is_durable else Fate.STORED)
     assert len(files(store)) == 1
 
 
@@ -482,9 +501,122 @@ def test_the_checkpoints_come_in_their_order(tmp_path: Path) -> None:
     assert seen == list(POINTS)
 
 
+def lose_lasting_names(store: InstanceStore) -> None:
+    """What a power cut may do before `settle`: slots are durable, names in the studies are not."""
+    for study in {key for key, _ in store.stored_keys()}:
+        shutil.rmtree(store.root / study)
+
+
+def test_what_was_promised_is_there_after_a_power_cut_that_took_its_lasting_name(
+    store: InstanceStore,
+) -> None:
+    uids = [f"1.2.3.{number}" for number in range(9)]
+    for uid in uids:
+        put(store, dataset(sop=uid), named(uid))
+    before = {path.name: path.read_bytes() for path in store.root.glob("*/*.dcm")}
+    assert len(before) == len(uids)
+    lose_lasting_names(store)
+    again = InstanceStore(store.root)
+    assert again.recover() == 0
+    assert {path.name: path.read_bytes() for path in store.root.glob("*/*.dcm")} == before
+    assert list(store.incoming.iterdir()) == []
+    assert put(again, dataset(sop=uids[0]), named(uids[0])).fate is Fate.DUPLICATE
+
+
+def test_scan_finds_what_a_power_cut_left_in_a_slot_and_takes_nothing_from_the_receiver(
+    store: InstanceStore,
+) -> None:
+    put(store, dataset())
+    lose_lasting_names(store)
+    half = store.begin(named("1.2.3.5"))
+    half.write([memoryview(dataset("1.2.3.5"))])
+    work = InstanceStore(store.root)  # another process
+    assert [arrival.header.sop_instance_uid for arrival in work.scan()] == ["1.2.3.4"]
+    assert half.commit().fate is Fate.STORED
+    assert sorted(arrival.header.sop_instance_uid for arrival in work.scan()) == ["1.2.3.4", "1.2.3.5"]
+    assert half_received(store) == []
+
+
+def test_of_a_slot_that_a_power_cut_left_half_written_nothing_is_kept(store: InstanceStore) -> None:
+    put(store, dataset())
+    (whole,) = [path.read_bytes() for path in store.incoming.iterdir() if path.stat().st_size]
+    files(store)
+    lose_lasting_names(store)
+    start = whole.index(b"DICM") - 128
+    at = open_instance_offset(whole)
+    torn = {
+        "cut in the data set": whole[: at + 10],
+        "cut in the meta information": whole[:200],
+        "nothing but zeros": bytes(len(whole)),
+        "zeros where a page was not written": whole[: at + 8] + bytes(len(whole) - at - 8),
+        "not sealed": whole[: at - 12] + bytes(12) + whole[at:],
+        "a bit changed": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "too long": whole + b"\0",
+    }
+    assert start == 0
+    for name, data in torn.items():
+        (store.incoming / "1-1").write_bytes(data)
+        assert list(store.scan()) == [], name
+        assert InstanceStore(store.root).recover() == 1, name
+        assert list(store.stored_keys()) == [], name
+        assert list(store.incoming.iterdir()) == [], name
+    (store.incoming / "1-1").write_bytes(whole)
+    assert InstanceStore(store.root).recover() == 0
+    assert data_of(store.path(study_key("1.2.3"), instance_key("1.2.3.4"))) == dataset()
+
+
+def open_instance_offset(data: bytes) -> int:
+    return read_meta(data).dataset_offset
+
+
+def test_a_second_version_that_a_crash_left_in_a_slot_is_kept_as_an_incident(store: InstanceStore) -> None:
+    put(store, dataset(pixels=b"\7\7"))
+    (other,) = [path.read_bytes() for path in store.incoming.iterdir() if path.stat().st_size]
+    files(store)
+    lose_lasting_names(store)
+    put(store, dataset())
+    (store.incoming / "1-1").write_bytes(other)
+    assert InstanceStore(store.root).recover() == 0
+    (kept,) = store.incidents.glob("*.dcm")
+    assert data_of(kept) == dataset(pixels=b"\7\7")
+    assert data_of(store.path(study_key("1.2.3"), instance_key("1.2.3.4"))) == dataset()
+
+
+def names_of(store: InstanceStore) -> list[int]:
+    return sorted(path.stat().st_nlink for path in store.root.glob("*/*.dcm"))
+
+
+def test_settled_instances_have_one_name_and_nobody_needs_to_ask_for_it(store: InstanceStore) -> None:
+    for number in range(MAX_NAMED + 6):
+        put(store, dataset(sop=f"1.2.3.{number}"), named(f"1.2.3.{number}"))
+    assert names_of(store) == [1] * MAX_NAMED + [2] * 6
+    store.settle()
+    assert names_of(store) == [1] * (MAX_NAMED + 6)
+
+
+def test_a_keeper_makes_slots_ahead_and_is_rung_for(tmp_path: Path) -> None:
+    rings: list[int] = []
+    store = InstanceStore(tmp_path / "instances", ring=lambda: rings.append(1))
+    store.recover()
+    store.keep()
+    assert list(store.incoming.iterdir()) == []  # nobody sends
+    for number in range(2 * MAX_SLOTS):
+        begun = len(rings)
+        put(store, dataset(sop=f"1.2.3.{number}"), named(f"1.2.3.{number}"))
+        if len(rings) > begun:
+            store.keep()
+            assert set(names_of(store)) == {1}
+        assert len(list(store.incoming.iterdir())) <= 3 * MAX_SLOTS
+    assert 3 <= len(rings) <= 16
+    made = {path.name for path in store.incoming.iterdir()}
+    instance = store.begin(named("1.2.4"))
+    assert {path.name for path in store.incoming.iterdir()} == made  # it was made ahead
+    instance.discard()
+
+
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("durable", [True, False])
-def test_the_system_calls_make_file_name_and_directory_durable_in_that_order(
+def test_the_system_calls_make_slots_durable_then_files_then_their_names(
     store: InstanceStore, tmp_path: Path, durable: bool
 ) -> None:
     trace = tmp_path / "trace"
@@ -492,9 +624,10 @@ def test_the_system_calls_make_file_name_and_directory_durable_in_that_order(
         "import sys; from pathlib import Path; from edge.instances import *;"
         "from tests.edge.test_instances import *;"
         "store = InstanceStore(Path(sys.argv[1]), durable=sys.argv[2] == 'True');"
-        "put(store, dataset()); put(store, dataset('1.2.3.5'), named('1.2.3.5')); put(store, dataset())"
+        "put(store, dataset()); put(store, dataset('1.2.3.5'), named('1.2.3.5')); put(store, dataset());"
+        "store.settle(); put(store, dataset('1.2.3.6'), named('1.2.3.6')); store.settle()"
     )
-    strace = [str(STRACE), "-f", "-y", "-e", "trace=fsync,linkat,link", "-o", str(trace)]
+    strace = [str(STRACE), "-f", "-y", "-e", "trace=fsync,linkat,link,unlink", "-o", str(trace)]
     subprocess.run(
         [*strace, sys.executable, "-c", code, str(store.root), str(durable)],
         cwd=REPOSITORY,
@@ -507,19 +640,23 @@ def test_the_system_calls_make_file_name_and_directory_durable_in_that_order(
     for line in trace.read_text().splitlines():
         if str(store.root) not in line:
             continue
-        failed = " = -1 EEXIST" in line
         if "fsync(" in line:
-            place = "file" if "/incoming/" in line else "study" if study in line else "root"
-            steps.append(f"sync {place}")
+            kinds = {"/incoming/": "slot", "/incoming>": "slots", ".dcm>": "stored", study: "study"}
+            steps.append("sync " + next((kind for part, kind in kinds.items() if part in line), "root"))
+        elif "unlink" in line:
+            steps.append("unlink")
         else:
-            steps.append("taken" if failed else "link")
+            steps.append("taken" if " = -1 EEXIST" in line else "again" if " = -1 ENOENT" in line else "link")
     if durable:
-        first = ["sync file", "sync root", "link", "sync study"]
-        second = ["sync file", "link", "sync study"]
-        again = ["sync file", "taken", "sync study"]
-        assert steps == [*first, *second, *again]
+        first = ["sync slots", "sync slot", "again", "link"]
+        second = ["sync slot", "link"]
+        again = ["sync slot", "taken", "sync stored", "unlink"]
+        settled = ["sync study", "sync root", "unlink", "unlink"]
+        third = ["sync slot", "link", "sync study", "unlink"]
+        assert steps == [*first, *second, *again, *settled, *third]
     else:
-        assert steps == ["link", "link", "taken"]
+        settled = ["unlink", "unlink"]
+        assert steps == ["again", "link", "link", "taken", "unlink", *settled, "link", "unlink"]
 
 
 # --- finding and removing ---

@@ -143,7 +143,7 @@ def test_only_a_known_caller_from_its_address_for_our_ae_title_is_admitted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert box.stage.admit(calling, called, address) == rejection
+        assert box.stage.admit(calling, called, address, None) == rejection
     assert bool(caplog.records) == (rejection is not None)
 
 
@@ -444,6 +444,7 @@ def test_four_associations_at_once_lose_nothing_and_each_end_comes_after_its_arr
         if isinstance(entry, Arrival):
             seen[entry.association] = seen.get(entry.association, 0) + 1
         else:
+            assert isinstance(entry, AssociationEnded)
             assert entry.how == "released"
             assert seen.pop(entry.association) == 12
     assert seen == {}
@@ -482,4 +483,5 @@ def test_a_sender_that_is_killed_leaves_what_was_acknowledged_and_nothing_half(
     for found in box.store.scan():
         path = box.store.path(found.study_key, found.instance_key)
         assert data_of(path) == dataset(sop=found.header.sop_instance_uid, pixels=bytes(60_000))
-    assert list(box.store.incoming.iterdir()) == []
+    box.store.settle()
+    assert [path for path in box.store.incoming.iterdir() if path.stat().st_size] == []
