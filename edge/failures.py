@@ -10,7 +10,7 @@ The operator reads the message of the error, then `next_step`; the peer sees the
 
 import errno
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -40,6 +40,7 @@ from edge.exit_codes import CommandError, ExitCode
 from edge.incoming import DiskError, InstanceStoreError, MismatchError
 from edge.presence import AlreadyRunningError
 from edge.study import Outcome
+from edge.tls import TlsFileError
 from model_store.errors import (
     GraphError,
     ManifestError,
@@ -69,6 +70,8 @@ class Verdict:
     """For the operator: one sentence that follows the error's message."""
     expected: bool = True
     """Whether it can happen without a defect of ours: then it is logged without a traceback."""
+    waits: bool = False
+    """Of RETRY: for as long as it takes. The cause ends when somebody makes room, not by trying."""
 
 
 _BUG: Final = Verdict(
@@ -83,6 +86,7 @@ _DISK_FULL: Final = Verdict(
     OUT_OF_RESOURCES,
     ExitCode.FAILED,
     "free space on the disk of the state directory; work goes on by itself",
+    waits=True,
 )
 _EXHAUSTED: Final = Verdict(
     Outcome.RETRY,
@@ -248,6 +252,12 @@ OF_TYPE: Final[Mapping[type[BaseException], Verdict]] = MappingProxyType(
             ExitCode.CONFIGURATION,
             "every option: docs/configuration.md; insitu config check",
         ),
+        TlsFileError: Verdict(
+            Outcome.HOLD,
+            PROCESSING_FAILURE,
+            ExitCode.CONFIGURATION,
+            "mend the files that [tls] names; insitu config check looks at them",
+        ),
         JournalError: Verdict(
             Outcome.HOLD,
             OUT_OF_RESOURCES,
@@ -298,10 +308,35 @@ OF_NAME: Final[Mapping[str, Verdict]] = MappingProxyType(
 )
 
 
+def store_http_status(stored: int, failures: Sequence[int]) -> int:
+    """The status of a STOW-RS response (PS3.18 Table 10.5.3-1).
+
+    Args:
+        stored: how many instances are stored.
+        failures: the failure reasons of the others, as C-STORE statuses.
+    """
+    if not failures:
+        return 200 if stored else 400  # a request without an instance asks for nothing
+    if stored:
+        return 202
+    return 503 if all(status >> 8 == OUT_OF_RESOURCES >> 8 for status in failures) else 409
+
+
+def retrieve_http_status(error: BaseException) -> int:
+    """The status of a WADO-RS response that met `error` (PS3.18 Table 10.4.3-1)."""
+    if isinstance(error, FileNotFoundError):
+        return 404  # retention has taken it meanwhile
+    if isinstance(error, UnsupportedError):
+        return 406  # it cannot be given in this form
+    return 500
+
+
 def verdict_of(error: BaseException) -> Verdict:
     """What `error` means; an error that no row names is a defect of ours, and is held."""
     if isinstance(error, OSError) and (of_errno := OF_ERRNO.get(error.errno or 0)) is not None:
         return of_errno
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return _DISK_FULL
     if isinstance(error, CommandError):
         return replace(_BUG, exit_code=error.code, next_step=error.hint, expected=True)
     for kind in type(error).__mro__:

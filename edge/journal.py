@@ -94,6 +94,13 @@ class Journal(Database):
         rows = self.read("SELECT instance_key, header FROM instance WHERE study_key = ?", study_key)
         return {row["instance_key"]: header_from_json(row["header"]) for row in rows}
 
+    def instance_keys(self, study_key: str) -> list[str]:
+        """The keys of a study's instances, sorted."""
+        rows = self.read(
+            "SELECT instance_key FROM instance WHERE study_key = ? ORDER BY instance_key", study_key
+        )
+        return [row["instance_key"] for row in rows]
+
     def decisions(self, study_key: str, revision: int) -> list[Decision]:
         """What was decided for one revision of a study; empty when there was none."""
         rows = self.read(
@@ -109,8 +116,15 @@ class Journal(Database):
         with self.transaction() as write:
             write.executemany("DELETE FROM instance WHERE study_key = ? AND instance_key = ?", keys)
 
-    def close_study(self, study_key: str, closed_by: str, now: datetime) -> None:
-        """Close the study's current revision and enter its ASSEMBLE item."""
+    def close_study(self, study_key: str, closed_by: str, now: datetime, held: str = "") -> None:
+        """Close the study's current revision and enter its ASSEMBLE item.
+
+        Args:
+            study_key: the study.
+            closed_by: the sign.
+            now: aware, UTC.
+            held: why a person must look first; the item is then held from the beginning.
+        """
         with self.transaction() as write:
             row = write.execute(
                 "UPDATE study SET state = 'closed', closed_by = ?, closed = ?"
@@ -122,13 +136,15 @@ class Journal(Database):
             revision = row["revision"]
             write.execute(
                 "INSERT OR IGNORE INTO item"
-                " (item_key, study_key, revision, stage, not_before, created, updated)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                " (item_key, study_key, revision, stage, held_at, reason, not_before, created, updated)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     f"{study_key}-{revision}",
                     study_key,
                     revision,
-                    Stage.ASSEMBLE,
+                    Stage.HELD if held else Stage.ASSEMBLE,
+                    Stage.ASSEMBLE if held else None,
+                    held,
                     *[now.isoformat()] * 3,
                 ),
             )
@@ -160,34 +176,76 @@ class Journal(Database):
                 ],
             )
             for new in items:
-                predecessor = _predecessor(write, item, new)
-                write.execute(
-                    "INSERT INTO item (item_key, study_key, revision, stage, not_before, created, updated,"
-                    " model, model_digest, series_instance_uid, inputs, predecessor)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                    # the same input came again after its results were deleted: make them again
-                    " ON CONFLICT (item_key) DO UPDATE SET stage = excluded.stage, attempt = 0,"
-                    " not_before = excluded.not_before, updated = excluded.updated, claimed = 0, reason = ''"
-                    " WHERE NOT EXISTS (SELECT 1 FROM result WHERE result.item_key = item.item_key)"
-                    " AND item.stage = 'delivered'",
-                    (
-                        new.item_key,
-                        item.study_key,
-                        item.revision,
-                        Stage.INFER,
-                        at,
-                        at,
-                        at,
-                        new.model,
-                        new.model_digest,
-                        new.series_instance_uid,
-                        json.dumps(new.inputs),
-                        predecessor,
-                    ),
-                )
+                _insert(write, item.study_key, item.revision, new, at)
+                self._supersede(write, item, new, now)
             outcome = Outcome.DONE if items or any(d.accepted for d in decisions) else Outcome.DECLINE
             reason = "" if outcome is Outcome.DONE else "no model wants any series of this study"
             self.move(write, item, outcome, reason, now)
+
+    def _supersede(self, write: sqlite3.Connection, item: Item, new: NewItem, now: datetime) -> None:
+        """End what an earlier revision has not begun yet, on some of the same instances by the same model."""
+        rows = write.execute(
+            "SELECT * FROM item WHERE study_key = ? AND model = ? AND series_instance_uid = ?"
+            " AND revision < ? AND item_key <> ? AND stage = ? AND claimed = 0",
+            (
+                item.study_key,
+                new.model,
+                new.series_instance_uid,
+                item.revision,
+                new.item_key,
+                Stage.INFER,
+            ),
+        ).fetchall()
+        for row in rows:
+            if not set(new.inputs).isdisjoint(json.loads(row["inputs"])):
+                reason = f"replaced by revision {item.revision} before it began: more images came"
+                self.move(write, item_from_row(row), Outcome.DECLINE, reason, now)
+
+    def begin(self, study_key: str, items: Sequence[NewItem], now: datetime) -> None:
+        """Enter models' items of a study that is still open; `assembled` finds them entered."""
+        with self.transaction() as write:
+            row = write.execute("SELECT revision FROM study WHERE study_key = ?", (study_key,)).fetchone()
+            for new in items:
+                _insert(write, study_key, row["revision"], new, now.isoformat())
+
+    def begun(self, study_key: str, revision: int) -> dict[str, str]:
+        """Name to digest of the models whose items of this revision are entered already."""
+        rows = self.read(
+            "SELECT DISTINCT model, model_digest FROM item"
+            " WHERE study_key = ? AND revision = ? AND model IS NOT NULL",
+            study_key,
+            revision,
+        )
+        return {row["model"]: row["model_digest"] for row in rows}
+
+    def awaited_models(self) -> set[str]:
+        """Digests of the models that some item still has to run."""
+        rows = self.read("SELECT DISTINCT model_digest FROM item WHERE stage = ?", Stage.INFER)
+        return {row["model_digest"] for row in rows}
+
+    def is_awaited(self, study_key: str, *stages: Stage) -> bool:
+        """Whether a study is open, or an item of it is in one of these stages."""
+        wanted = ",".join("?" * len(stages))
+        return bool(
+            self.read(
+                "SELECT 1 FROM study WHERE study_key = ? AND (state = 'open' OR EXISTS (SELECT 1 FROM item"
+                f" WHERE item.study_key = study.study_key AND stage IN ({wanted})))",
+                study_key,
+                *stages,
+            )
+        )
+
+    def flaw(self, arrival: Received, reason: str) -> None:
+        """Say in a study's history that an instance could not be entered; the study is held at its close."""
+        at = arrival.received.isoformat()
+        uid = arrival.header.study_instance_uid
+        with self.transaction() as write:
+            write.execute(
+                "INSERT INTO study VALUES (?, ?, ?, 'open', 1, ?, ?, NULL, NULL) ON CONFLICT DO NOTHING",
+                (arrival.study_key, uid, arrival.calling_ae_title, at, at),
+            )
+            detail = f"instance {arrival.instance_key[:12]}: {reason}"
+            add_event(write, arrival.study_key, at, "not entered", detail)
 
     def claim(self, stages: Sequence[Stage], now: datetime, busy_models: Sequence[str] = ()) -> Item | None:
         """The oldest due item of one of `stages`, claimed; its attempt is counted before it begins."""
@@ -216,6 +274,8 @@ class Journal(Database):
         reason: str = "",
         not_before: datetime | None = None,
         detail: str = "",
+        *,
+        counted: bool = True,
     ) -> Stage:
         """Move a claimed item by the table of `edge.study`; the new stage.
 
@@ -226,18 +286,36 @@ class Journal(Database):
             reason: why, for people; stays with the item until its next move.
             not_before: when the next attempt is due.
             detail: for the history only.
+            counted: whether this attempt, and those before it, count against the item.
         """
         with self.transaction() as write:
-            stage = self.move(write, item, outcome, reason, now, not_before)
+            stage = self.move(write, item, outcome, reason, now, not_before, counted=counted)
             if detail:
                 add_event(write, item.study_key, now.isoformat(), f"{item.stage}", detail, item.item_key)
             return stage
 
     def produced(
-        self, item: Item, results: Sequence[ResultRow], destinations: Sequence[str], now: datetime
+        self,
+        item: Item,
+        results: Sequence[ResultRow],
+        destinations: Sequence[str],
+        now: datetime,
+        predecessor: tuple[str, str, str, str] | None = None,
     ) -> Stage:
-        """End a PRODUCE item: enter its results and what is to be delivered where, all at once."""
+        """End a PRODUCE item: enter its results and what is to be delivered where, all at once.
+
+        Args:
+            item: as it was claimed.
+            results: its objects.
+            destinations: names of the peers that get them.
+            now: aware, UTC.
+            predecessor: the report that its report says it replaces; kept, so that the same is made again.
+        """
         with self.transaction() as write:
+            write.execute(
+                "UPDATE item SET predecessor = ? WHERE item_key = ?",
+                (json.dumps(predecessor) if predecessor else None, item.item_key),
+            )
             write.executemany(
                 "INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -272,6 +350,8 @@ class Journal(Database):
         reason: str,
         now: datetime,
         not_before: datetime | None = None,
+        *,
+        counted: bool = True,
     ) -> Stage:
         """Move an item by the table of `edge.study`, within a transaction."""
         stage = next_stage(item.stage, outcome)
@@ -284,7 +364,7 @@ class Journal(Database):
                 stage,
                 item.stage if stage is Stage.HELD else None,
                 reason,
-                int(stage is item.stage or stage in END_STAGES),
+                int(counted and (stage is item.stage or stage in END_STAGES)),
                 (not_before or now).isoformat(),
                 at,
                 item.item_key,
@@ -363,16 +443,27 @@ class Journal(Database):
         )
 
 
-def _predecessor(write: sqlite3.Connection, item: Item, new: NewItem) -> str | None:
-    """The latest report of the same model on some of the same instances, which the new one replaces."""
-    rows = write.execute(
-        "SELECT study_instance_uid, result.series_instance_uid AS series, sop_class_uid, sop_instance_uid,"
-        " inputs FROM result JOIN item USING (item_key) JOIN study USING (study_key)"
-        " WHERE study_key = ? AND model = ? AND item.series_instance_uid = ? AND item_key <> ?"
-        " AND kind = 'SR' ORDER BY item.revision DESC, item.created DESC",
-        (item.study_key, new.model, new.series_instance_uid, new.item_key),
+def _insert(write: sqlite3.Connection, study_key: str, revision: int, new: NewItem, at: str) -> None:
+    """Enter a model's item, within a transaction, unless it is there."""
+    write.execute(
+        "INSERT INTO item (item_key, study_key, revision, stage, not_before, created, updated,"
+        " model, model_digest, series_instance_uid, inputs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        # the same input came again after its results were deleted: make them again
+        " ON CONFLICT (item_key) DO UPDATE SET stage = excluded.stage, attempt = 0,"
+        " not_before = excluded.not_before, updated = excluded.updated, claimed = 0, reason = ''"
+        " WHERE NOT EXISTS (SELECT 1 FROM result WHERE result.item_key = item.item_key)"
+        " AND item.stage = 'delivered'",
+        (
+            new.item_key,
+            study_key,
+            revision,
+            Stage.INFER,
+            at,
+            at,
+            at,
+            new.model,
+            new.model_digest,
+            new.series_instance_uid,
+            json.dumps(new.inputs),
+        ),
     )
-    for row in rows:
-        if not set(new.inputs).isdisjoint(json.loads(row["inputs"])):
-            return json.dumps(list(row)[:4])
-    return None

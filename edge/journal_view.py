@@ -4,7 +4,8 @@ Nothing here names a patient: a study is known by its key and its Study Instance
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from edge.journal import Journal
@@ -29,6 +30,9 @@ class StudyRow:
     first_received: str
     last_received: str
     closed_by: str
+    """The sign that closed it; empty while it is open."""
+    closed: str
+    """When, UTC; empty while it is open."""
     reason: str
 
 
@@ -79,6 +83,8 @@ class ItemRow:
     reason: str
     results: tuple[ResultView, ...]
     deliveries: tuple[DeliveryRow, ...]
+    superseded_by: str = ""
+    """Key of the item whose results replace these; empty: its results, if any, are the current ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,12 @@ def study(journal: Journal, name: str) -> StudyDetail | None:
         key,
     )
     items = journal.read("SELECT * FROM item WHERE study_key = ? ORDER BY created, item_key", key)
+    shown = [_item_row(journal, dict(item)) for item in items]
+    replaced = {
+        json.loads(item["predecessor"])[3]: each.item_key
+        for item, each in zip(items, shown, strict=True)
+        if item["predecessor"] and each.results
+    }
     events = journal.read("SELECT at, what, detail FROM event WHERE study_key = ? ORDER BY number", key)
     return StudyDetail(
         row,
@@ -163,7 +175,7 @@ def study(journal: Journal, name: str) -> StudyDetail | None:
             DecisionRow(d["series_instance_uid"], d["model"], bool(d["accepted"]), d["reason"])
             for d in decisions
         ),
-        tuple(_item_row(journal, dict(item)) for item in items),
+        tuple(_marked(each, replaced) for each in shown),
         tuple(EventRow(event["at"], event["what"], event["detail"]) for event in events),
     )
 
@@ -189,8 +201,15 @@ def _study_row(row: dict[str, str | int | None]) -> StudyRow:
         first_received=str(row["first_received"]),
         last_received=str(row["last_received"]),
         closed_by=str(row["closed_by"] or ""),
+        closed=str(row["closed"] or ""),
         reason=str(row["reason"] or ""),
     )
+
+
+def _marked(item: ItemRow, replaced: Mapping[str, str]) -> ItemRow:
+    """The item, with the one that replaces its report."""
+    later = [replaced[each.sop_instance_uid] for each in item.results if each.sop_instance_uid in replaced]
+    return replace(item, superseded_by=later[0]) if later else item
 
 
 def _item_row(journal: Journal, row: dict[str, str | int]) -> ItemRow:

@@ -7,7 +7,7 @@ at once. What a step does is in `edge.steps`; the model's run lies between
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from dicom.results import Code, Evaluation, Findings, Measurement, Segment
 from dicom.volume import Image, Volume
-from edge.steps.compiler import Plan, compile_steps, digest_of
+from edge.steps.compiler import CompiledStep, Plan, compile_steps, digest_of
+from edge.steps.labels import coverage
 from edge.steps.sample import ModelOutputError, OutOfScopeError, Reading, Sample, check_size
+from edge.steps.slices import SliceWork
 from model_store.manifest import Check, Coded, Manifest, Tensor
 
 
@@ -73,13 +75,60 @@ class Pipeline:
             source, Volume if wanted.kind == "volume" else Image
         ):
             raise ValueError(f"{self.manifest.name} wants the {wanted.kind} {wanted.name!r} alone")
-        first = sample = _sample(source)
+        first = _sample(source)
+        return self._prepared(first, self.plan.before, first.values.shape, first.affine)
+
+    def slice_work(self, affine: NDArray[np.float64], shape: tuple[int, int]) -> SliceWork | None:
+        """What can be done to each slice of a series when it arrives; None: this manifest begins with all.
+
+        Args:
+            affine: (4, 4), (slice, row, column, 1) to LPS mm, of one slice (`dicom.geometry.slice_affine`)
+                or of the volume; the same key comes out where the one is a slice of the other.
+            shape: rows and columns.
+
+        Raises:
+            OutOfScopeError: the slices are beyond what the steps can take.
+        """
+        return None if self.plan.slices is None else self.plan.slices.work(affine, shape)
+
+    def begin_slice(self, work: SliceWork, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One slice (rows, columns), modality units, as `prepare_slices` takes it."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return work.do(_finite(pixels))
+
+    def prepare_slices(
+        self, slices: Sequence[NDArray[np.float32]], affine: NDArray[np.float64], shape: tuple[int, int, int]
+    ) -> tuple[dict[str, NDArray[np.float32]], Context]:
+        """As `prepare`, bit for bit, of slices that `begin_slice` was given before.
+
+        Args:
+            slices: in slice order, made under the key that `slice_work` gives for the volume.
+            affine: of the volume.
+            shape: of the volume, (slices, rows, columns).
+
+        Raises:
+            OutOfScopeError: as `prepare`.
+            ValueError: this manifest begins with all slices (our misuse).
+        """
+        plan = self.plan.slices
+        if plan is None or len(slices) != shape[0]:
+            raise ValueError(f"{self.manifest.name}: {len(slices)} begun slices for {shape[0]} of its volume")
+        with np.errstate(over="ignore", invalid="ignore"):
+            joined = plan.join(slices, affine, shape)
+        return self._prepared(joined, self.plan.before[plan.covered :], shape, affine)
+
+    def _prepared(
+        self,
+        sample: Sample,
+        steps: Sequence[CompiledStep],
+        source_shape: tuple[int, ...],
+        source_affine: NDArray[np.float64] | None,
+    ) -> tuple[dict[str, NDArray[np.float32]], Context]:
         with np.errstate(over="ignore", invalid="ignore"):  # what it makes is looked at in `_tensor`
-            for step in self.plan.before:
+            for step in steps:
                 sample = step.run(sample)
         tensor = self.manifest.tensors_in[0]
-        context = Context(sample, first.values.shape, first.affine)
-        return {tensor.name: self._tensor(sample, tensor)}, context
+        return {tensor.name: self._tensor(sample, tensor)}, Context(sample, source_shape, source_affine)
 
     def interpret(self, outputs: Mapping[str, NDArray[Any]], context: Context) -> Interpretation:
         """What the model's outputs mean.
@@ -126,6 +175,10 @@ class Pipeline:
 
     def _findings(self, reading: Reading, warnings: tuple[str, ...]) -> Findings:
         says, quantities = self.manifest.outputs, reading.quantities
+        share: float | None = None
+        unseen: tuple[tuple[int, int], ...] = ()
+        if reading.source_affine is not None and reading.sample.affine is not None:
+            share, unseen = coverage(reading.sample, reading.source_shape, reading.source_affine)
         return Findings(
             finding=_code(says.finding),
             finding_site=None if says.finding_site is None else _code(says.finding_site),
@@ -153,10 +206,14 @@ class Pipeline:
                 Evaluation(
                     _code(item.name),
                     _code(item.at_or_above if quantities[item.quantity] >= item.threshold else item.below),
+                    score=quantities[item.quantity],
+                    threshold=item.threshold,
                 )
                 for item in says.evaluations
             ),
             warnings=warnings,
+            coverage=share,
+            unseen_slices=unseen,
         )
 
 

@@ -5,6 +5,7 @@ Owns the loop, the count of attempts, and what becomes of an item whose stage ra
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ LOOK_AGAIN_S: Final = 1.0
 """A ring may be lost and a time may come: look at least this often. One indexed SELECT a second."""
 RETRY_S: Final = 2.0
 """Wait before a second attempt; doubled for each further one."""
+ROOM_S: Final = 10.0
+"""Between two attempts of what waits for room on the disk: it is tried until somebody makes room."""
 MAX_CRASHES: Final = 5
 """Attempts that ended with the process (a crash, a power cut) before the item is held as the cause."""
 
@@ -81,7 +84,7 @@ class Lane(threading.Thread):
                 return False
             if item.attempt > MAX_CRASHES:
                 reason = f"{MAX_CRASHES} attempts at {item.stage} did not end: the process died in each"
-                self._journal.advance(item, Outcome.HOLD, self._clock(), reason)
+                self._settle(item, Outcome.HOLD, reason)
             else:
                 self._attempt(item, MAX_ATTEMPTS[item.stage])
         self._wake.ring()
@@ -92,9 +95,8 @@ class Lane(threading.Thread):
             self._work.handle(item)
         except Exception as error:
             verdict = verdict_of(error)
-            now = self._clock()
             outcome = verdict.outcome
-            last = outcome is Outcome.RETRY and item.attempt >= limit
+            last = outcome is Outcome.RETRY and item.attempt >= limit and not verdict.waits
             if last or (item.stage, outcome) not in NEXT_STAGE:
                 outcome = Outcome.HOLD
             log.log(
@@ -107,8 +109,33 @@ class Lane(threading.Thread):
                 outcome,
                 exc_info=not verdict.expected,
             )
-            wait = timedelta(seconds=RETRY_S * 2 ** (item.attempt - 1))
-            self._journal.advance(item, outcome, now, f"{error}; {verdict.next_step}", now + wait)
+            wait = timedelta(seconds=ROOM_S if verdict.waits else RETRY_S * 2 ** (item.attempt - 1))
+            reason = f"{error}; {verdict.next_step}"
+            self._settle(item, outcome, reason, wait, counted=not verdict.waits)
+
+    def _settle(
+        self,
+        item: Item,
+        outcome: Outcome,
+        reason: str,
+        wait: timedelta = timedelta(),
+        *,
+        counted: bool = True,
+    ) -> None:
+        """Say in the journal what became of an item, however long the journal cannot be written.
+
+        Given up, the item would stay claimed, and be taken up by nobody before the next start.
+        """
+        while True:
+            now = self._clock()
+            try:
+                self._journal.advance(item, outcome, now, reason, now + wait, counted=counted)
+            except (sqlite3.Error, OSError):
+                log.exception("lane %s: the journal cannot be written, trying again", self._stage)
+                if self._stopping.wait(LOOK_AGAIN_S):
+                    return  # put back at the next start
+            else:
+                return
 
     def stop(self) -> None:
         """Begin no further item; `join` waits for the one in hand."""

@@ -5,12 +5,16 @@ keeps it: a switch of the serving table touches no item that exists.
 """
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from edge.engine import Engine
+from edge.errors import EngineError
 from edge.pipeline import Pipeline
 from model_store.errors import ModelStoreError
 from model_store.manifest import Manifest
@@ -18,6 +22,9 @@ from model_store.package import Package
 from model_store.store import ModelStore
 
 log = logging.getLogger(__name__)
+
+START_AGAIN_S: Final = 60.0
+"""After a worker that did not start: the cause (a package, a driver) does not pass in seconds."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Serving:
         self._models: dict[str, ServedModel] = {}
         self._engines: dict[str, Engine] = {}
         self._active: tuple[ServedModel, ...] = ()
+        self._starting: dict[str, threading.Lock] = {}
+        self._failed: dict[str, float] = {}
+        """Monotonic seconds at which a worker last failed to start."""
+        self._idle: set[str] = set()
+        """Workers that `warm` found without work when it looked last."""
         self._lock = threading.Lock()
 
     def begin(self, now: datetime) -> None:
@@ -101,20 +113,46 @@ class Serving:
         """
         model = self.model(digest)
         with self._lock:
-            engine = self._engines.get(digest)
+            starting = self._starting.setdefault(digest, threading.Lock())
+        with starting:  # one that takes long, or fails, keeps no other model waiting
+            with self._lock:
+                engine = self._engines.get(digest)
             if engine is None:
-                engine = self._engines[digest] = self._start_engine(model.package)
+                engine = self._start_engine(model.package)
+                with self._lock:
+                    self._engines[digest] = engine
             return engine
 
-    def warm(self) -> None:
-        """Read the table again, start the workers of what serves, end those that no longer do."""
+    def warm(self, awaited: Collection[str] = ()) -> None:
+        """Read the table again, start the workers of what serves, end those that no longer do.
+
+        A worker goes when its model neither serves nor is `awaited` twice in a row: a stage that has just
+        taken it from here may be about to run it. One that does not start keeps no other from starting.
+
+        Args:
+            awaited: digests of models that some item still has to run.
+        """
         self.refresh()
         active = {model.digest for model in self.active()}
         for digest in active:
-            self.engine(digest)
+            if time.monotonic() - self._failed.get(digest, -math.inf) < START_AGAIN_S:
+                continue
+            try:
+                self.engine(digest)
+                self._failed.pop(digest, None)
+            except (ModelStoreError, EngineError) as error:
+                self._failed[digest] = time.monotonic()
+                log.error(
+                    "model %s: its worker does not start, again in %g s: %s",
+                    digest[:12],
+                    START_AGAIN_S,
+                    error,
+                )
         with self._lock:
-            idle = [self._engines.pop(digest) for digest in set(self._engines) - active]
-        for engine in idle:
+            idle = set(self._engines) - active - set(awaited)
+            ending = [self._engines.pop(digest) for digest in idle & self._idle]
+            self._idle = idle
+        for engine in ending:
             engine.close()
 
     def close(self) -> None:

@@ -48,6 +48,7 @@ NEXT_STAGE: Final[Mapping[tuple[Stage, Outcome], Stage]] = {
     (Stage.INFER, Outcome.HOLD): Stage.HELD,  # it will not pass: a person must look
     (Stage.PRODUCE, Outcome.DONE): Stage.DELIVER,
     (Stage.PRODUCE, Outcome.RETRY): Stage.PRODUCE,
+    (Stage.PRODUCE, Outcome.DECLINE): Stage.DECLINED,  # a later revision's results were made first
     (Stage.PRODUCE, Outcome.REDO): Stage.INFER,  # the findings were in memory, and the process ended
     (Stage.PRODUCE, Outcome.HOLD): Stage.HELD,
     (Stage.DELIVER, Outcome.DONE): Stage.DELIVERED,

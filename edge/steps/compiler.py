@@ -8,12 +8,15 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
+from edge.steps import orientation
+from edge.steps.resampling import Separable
+from edge.steps.slices import SlicePlan
 from edge.steps.table import (
     POSTPROCESSING,
     PREPROCESSING,
@@ -47,6 +50,8 @@ class Plan:
 
     before: tuple[CompiledStep, ...]
     after: tuple[CompiledStep, ...]
+    slices: SlicePlan | None = None
+    """How a volume is begun slice by slice; None for images, and where the first step needs all slices."""
 
 
 def compile_steps(manifest: Manifest) -> Plan:
@@ -67,7 +72,8 @@ def compile_steps(manifest: Manifest) -> Plan:
     problems += _unfounded(manifest, after)
     if problems:
         raise ManifestError(f"{manifest.name} {manifest.version}", problems)
-    return Plan(tuple(before.steps), tuple(after.steps))
+    slices = _slice_plan(before.steps) if kind == "volume" else None
+    return Plan(tuple(before.steps), tuple(after.steps), slices)
 
 
 def digest_of(plan: Plan, caller: ModuleType) -> str:
@@ -91,6 +97,42 @@ def digest_of(plan: Plan, caller: ModuleType) -> str:
     for name in sorted(modules):
         found.update(f"\n{name}\n{inspect.getsource(modules[name])}".encode())
     return found.hexdigest()
+
+
+def _slice_plan(steps: Sequence[CompiledStep]) -> SlicePlan | None:
+    """How far the steps can be done slice by slice, as the table declares them."""
+    pointwise: list[partial[Any]] = []
+    orient: CompiledStep | None = None
+    for index, step in enumerate(steps):
+        entry = PREPROCESSING[step.name, step.version]
+        if entry.pointwise is not None and entry.pointwise(step.parameters):
+            pointwise.append(step.run)
+        elif entry.function is orientation.orient and orient is None:
+            orient = step
+        else:
+            separable = entry.separable
+            parameters = step.parameters if separable is not None else {}
+            return _sliced(pointwise, orient, separable, parameters, index + (separable is not None))
+    return _sliced(pointwise, orient, None, {}, len(steps))
+
+
+def _sliced(
+    pointwise: Sequence[partial[Any]],
+    orient: CompiledStep | None,
+    separable: Separable | None,
+    parameters: Mapping[str, Any],
+    covered: int,
+) -> SlicePlan | None:
+    if not pointwise and separable is None:
+        return None  # nothing is saved: turning axes costs nothing
+    return SlicePlan(
+        tuple(pointwise),
+        None if orient is None else orient.parameters["axes"],
+        None if orient is None else orient.run,
+        separable,
+        parameters,
+        covered,
+    )
 
 
 class _List:

@@ -1,6 +1,7 @@
 """The steps from a model's scores to a label map, and back to the grid of the source."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import numpy as np
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage, special
 
-from edge.steps.sample import Label, ModelOutputError, Quantity, Reading
+from edge.steps.sample import Label, ModelOutputError, Quantity, Reading, Sample
 
 DECIMALS: Final = 6
 """Of a grid index: rounds away what an affine's arithmetic leaves, so that ties are ties everywhere."""
+_IN_PLANE: Final = 32  # of a slice's rows and columns, where the grids are oblique: 1,024 points a slice
 
 
 def softmax(reading: Reading) -> Reading:
@@ -95,19 +97,54 @@ def to_source_grid(reading: Reading) -> Reading:
     """
     if reading.source_affine is None:
         raise RuntimeError("to_source_grid was given an image without geometry")
-    to_grid = np.linalg.solve(reading.sample.grid, reading.source_affine)
-    linear, offset = to_grid[:3, :3], to_grid[:3, 3]
-    strongest = np.abs(linear).argmax(axis=1)
-    rest = np.abs(linear).copy()
-    rest[np.arange(3), strongest] = 0
-    reach = float((rest @ np.asarray(reading.source_shape, np.float64)).max())
-    if sorted(strongest.tolist()) == [0, 1, 2] and reach < 10**-DECIMALS:
+    linear, offset = _to_grid(reading.sample, reading.source_affine)
+    strongest = _aligned(linear, reading.source_shape)
+    if strongest is not None:
         found = _separable(reading.labels, linear, offset, strongest, reading.source_shape)
     else:
         found = ndimage.affine_transform(
             reading.labels, linear, offset, reading.source_shape, order=0, mode="grid-constant", cval=0
         )
     return dataclasses.replace(reading, source_label_map=found)
+
+
+def coverage(
+    sample: Sample, source_shape: Sequence[int], source_affine: NDArray[np.float64]
+) -> tuple[float, tuple[tuple[int, int], ...]]:
+    """How much of a volume lies in the model's grid: what `to_source_grid` could give a label at all.
+
+    Args:
+        sample: what the model is given; its last three dimensions are the grid.
+        source_shape: (slices, rows, columns).
+        source_affine: shape (4, 4), voxel index of the source to LPS mm.
+
+    Returns:
+        The share of the source's voxels whose nearest grid voxel exists, 0 to 1, and the runs of slices
+        with none such, each as first and last index. Where the grids are oblique to each other, 32 by 32
+        voxels stand for those of a slice.
+    """
+    linear, offset = _to_grid(sample, source_affine)
+    grid_shape = sample.values.shape[-3:]
+    if (strongest := _aligned(linear, source_shape)) is not None:
+        share = 1.0
+        seen = np.ones(source_shape[0], np.bool_)
+        for grid, axis in enumerate(strongest.tolist()):
+            position = np.arange(source_shape[axis]) * linear[grid, axis] + offset[grid]
+            inside = _within(position, grid_shape[grid])
+            share *= float(inside.mean())
+            if axis == 0:
+                seen = inside
+            elif not inside.any():
+                seen = np.zeros_like(seen)
+                break
+        return share if seen.any() else 0.0, _runs(~seen)
+    samples = [np.linspace(0, size - 1, min(size, _IN_PLANE)) for size in source_shape[1:]]
+    points = np.meshgrid(np.arange(source_shape[0]), *samples, indexing="ij", sparse=True)
+    hit = np.ones((source_shape[0], len(samples[0]), len(samples[1])), np.bool_)
+    for grid in range(3):
+        position = sum((points[axis] * linear[grid, axis] for axis in range(3)), offset[grid])
+        hit &= _within(np.asarray(position), grid_shape[grid])
+    return float(hit.mean()), _runs(~hit.reshape(len(hit), -1).max(axis=1))
 
 
 def occupied(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
@@ -119,6 +156,35 @@ def occupied(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
             return None
         box.append(slice(int(planes[0]), int(planes[-1]) + 1))
     return tuple(box)
+
+
+def _to_grid(
+    sample: Sample, source_affine: NDArray[np.float64]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Source index to grid index: a matrix and an offset."""
+    to_grid = np.linalg.solve(sample.grid, source_affine)
+    return to_grid[:3, :3], to_grid[:3, 3]
+
+
+def _aligned(linear: NDArray[np.floating], source_shape: Sequence[int]) -> NDArray[np.intp] | None:
+    """For each grid axis the source axis that it follows; None where the grids are oblique."""
+    strongest = np.abs(linear).argmax(axis=1)
+    rest = np.abs(linear).copy()
+    rest[np.arange(3), strongest] = 0
+    reach = float((rest @ np.asarray(source_shape, np.float64)).max())
+    return strongest if sorted(strongest.tolist()) == [0, 1, 2] and reach < 10**-DECIMALS else None
+
+
+def _within(position: NDArray[np.floating], size: int) -> NDArray[np.bool_]:
+    """Whether the nearest grid index exists; the same rounding as `_separable`."""
+    index = np.ceil(np.round(position, DECIMALS) - 0.5)
+    return np.asarray((index >= 0) & (index < size), np.bool_)
+
+
+def _runs(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """First and last index of each run of true values."""
+    steps = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return tuple((int(a), int(b) - 1) for a, b in zip(steps[::2], steps[1::2], strict=True))
 
 
 def _separable(

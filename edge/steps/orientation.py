@@ -34,13 +34,7 @@ def orient(sample: Sample, *, axes: Axes) -> Sample:
         axes: where i, j, k grow to, one letter each: `RAS` is to the patient's right, anterior, superior.
     """
     affine = sample.grid
-    frame_axes, signs = zip(*(DIRECTIONS[letter] for letter in axes), strict=True)
-    voxel_axis = closest_axes(affine)
-    order = [voxel_axis[axis] for axis in frame_axes]
-    flips = [
-        np.sign(affine[axis, voxel]) != sign
-        for axis, voxel, sign in zip(frame_axes, order, signs, strict=True)
-    ]
+    order, flips = turned(affine, axes)
     values = sample.values.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
     to_old = np.zeros((4, 4))
     to_old[3, 3] = 1
@@ -54,6 +48,18 @@ def orient(sample: Sample, *, axes: Axes) -> Sample:
             for old, flip, size in zip(order, flips, values.shape, strict=True)
         )
     return dataclasses.replace(sample, values=values, affine=affine @ to_old, inside=inside)
+
+
+def turned(affine: NDArray[np.float64], axes: str) -> tuple[list[int], list[bool]]:
+    """For each new axis the old one that it is made of, and whether it runs the other way."""
+    frame_axes, signs = zip(*(DIRECTIONS[letter] for letter in axes), strict=True)
+    voxel_axis = closest_axes(affine)
+    order = [voxel_axis[axis] for axis in frame_axes]
+    flips = [
+        bool(np.sign(affine[axis, voxel]) != sign)
+        for axis, voxel, sign in zip(frame_axes, order, signs, strict=True)
+    ]
+    return order, flips
 
 
 def closest_axes(affine: NDArray[np.float64]) -> tuple[int, int, int]:

@@ -40,6 +40,11 @@ class Entry:
     """The shape that it makes; None: it keeps the shape."""
     check: Callable[[Shape, Mapping[str, Any]], str | None] | None = None
     """What is wrong with the parameters for a sample (or, after the model, scores) of a shape."""
+    pointwise: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether, with these parameters, each voxel's value depends on that voxel alone: then it can be done
+    slice by slice (`edge.steps.slices`)."""
+    separable: resampling.Separable | None = None
+    """How it is done within the slices first, and through them last: the same."""
 
 
 def _free(shape: Shape, _: Mapping[str, Any]) -> Shape:
@@ -92,24 +97,36 @@ def _known_class(shape: Shape, index: int) -> str | None:
     return f"class {index}, the output has {classes}" if classes is not None and index >= classes else None
 
 
+def _always(_: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _range_given(parameters: Mapping[str, Any]) -> bool:
+    return parameters["source"] is not None
+
+
+def _one_mean(parameters: Mapping[str, Any]) -> bool:
+    return len(parameters["mean"]) == len(parameters["std"]) == 1
+
+
 LABELS: Final = "a label map"
 SOURCE_LABELS: Final = "a label map on the source grid"
 
 PREPROCESSING: Final[Mapping[tuple[str, int], Entry]] = MappingProxyType(
     {
         ("orient", 1): Entry(orientation.orient, VOLUME, gives=("axes {axes}",), shape=_free),
-        ("resample", 1): Entry(resampling.resample, VOLUME, shape=_free),
-        ("conform", 1): Entry(resampling.conform, VOLUME, shape=_cube),
+        ("resample", 1): Entry(resampling.resample, VOLUME, shape=_free, separable=resampling.RESAMPLE),
+        ("conform", 1): Entry(resampling.conform, VOLUME, shape=_cube, separable=resampling.CONFORM),
         ("resize", 1): Entry(image.resize, IMAGE, shape=_named, check=_same_rank),
         ("resize_nearest", 1): Entry(image.resize_nearest, VOLUME, shape=_named),
         ("crop_head_box", 1): Entry(crop.crop_head_box, VOLUME, needs=("axes RAS",), shape=_named),
         ("crop_foreground", 1): Entry(crop.crop_foreground, VOLUME, shape=_free),
         ("crop_or_pad", 1): Entry(crop.crop_or_pad, VOLUME, shape=_named),
-        ("clip", 1): Entry(intensity.clip),
+        ("clip", 1): Entry(intensity.clip, pointwise=_always),
         ("clip_percentile", 1): Entry(intensity.clip_percentile),
         ("rescale_percentile", 1): Entry(intensity.rescale_percentile),
-        ("rescale_range", 1): Entry(intensity.rescale_range),
-        ("normalise", 1): Entry(intensity.normalise, check=_channels),
+        ("rescale_range", 1): Entry(intensity.rescale_range, pointwise=_range_given),
+        ("normalise", 1): Entry(intensity.normalise, check=_channels, pointwise=_one_mean),
         ("standardise", 1): Entry(intensity.standardise),
         ("invert_monochrome1", 1): Entry(image.invert_monochrome1, IMAGE),
         ("window_percentile", 1): Entry(image.window_percentile, IMAGE),

@@ -2,10 +2,12 @@
 
 The appliance, dcmtk's storescu and dcmtk's storescp are processes of their own. The stages' times are
 those that the journal records; the model's time is that of `session.run` in the same run. A study is
-sent a few times under new UIDs; the first is the warm-up and does not count.
+sent a few times under new UIDs, in turn to an appliance that begins its slices while they arrive
+(`assemble.streaming`) and to one that does not; the first of each is the warm-up and does not count.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,50 +32,69 @@ from tests.material import MATERIAL, unpack
 STAGES = ("close", "assemble", "infer", "produce", "deliver")
 GOAL_MS = 300.0
 """All but the model's own run, on two cores, warm."""
+STREAMING_GOAL_MS = 150.0
+"""The same where slices are begun on arrival."""
 
 
 def main() -> None:
     """Run, and print a table or JSON."""
     parser = argparse.ArgumentParser(prog="scripts/bench path", description=__doc__)
     parser.add_argument("--study", type=Path, help="a directory of DICOM files; default: the demo's study")
-    parser.add_argument("--runs", type=int, default=5, help="studies that count (default 5)")
+    parser.add_argument("--runs", type=int, default=5, help="studies that count, of each (default 5)")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        runs = measure(arguments.study, arguments.runs, Path(scratch))
-    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        found = measure(arguments.study, arguments.runs, Path(scratch))
     result = {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "runs": len(runs),
-        "median_ms": {name: round(value, 1) for name, value in medians.items()},
-        "least_ms": {name: round(min(run[name] for run in runs), 1) for name in runs[0]},
-        "most_ms": {name: round(max(run[name] for run in runs), 1) for name in runs[0]},
-        "goal_all_but_model_ms": GOAL_MS,
+        "runs": arguments.runs,
+        **{way: summary(runs) for way, runs in found.items()},
+        "goal_all_but_model_ms": {"plain": GOAL_MS, "streaming": STREAMING_GOAL_MS},
     }
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table(title=f"last byte to result stored at the peer, ms, {len(runs)} studies")
-    for column in ("stage", "median", "least", "most"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for name in runs[0]:
-        table.add_row(name, *(f"{result[key][name]:.1f}" for key in ("median_ms", "least_ms", "most_ms")))  # type: ignore[index]  # built above
-    Console().print(table)
+    for way, runs in found.items():
+        table = Table(title=f"{way}: last byte to result stored at the peer, ms, {len(runs)} studies")
+        for column in ("stage", "median", "least", "most"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        figures = summary(runs)
+        for name in runs[0]:
+            row = (f"{figures[key][name]:.1f}" for key in ("median_ms", "least_ms", "most_ms"))
+            table.add_row(name, *row)
+        Console().print(table)
 
 
-def measure(study: Path | None, runs: int, scratch: Path) -> list[dict[str, float]]:
-    """Milliseconds of each stage, for each run that counts."""
+def summary(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median, least and most of each figure."""
+    return {
+        kind: {name: round(of([run[name] for run in runs]), 1) for name in runs[0]}
+        for kind, of in (("median_ms", statistics.median), ("least_ms", min), ("most_ms", max))
+    }
+
+
+def measure(study: Path | None, runs: int, scratch: Path) -> dict[str, list[dict[str, float]]]:
+    """Milliseconds of each stage, for each run that counts, with streaming and without."""
     files = sorted(study.rglob("*")) if study else demo_study(scratch)
-    with StoreScp(scratch / "pacs") as pacs, Appliance(scratch / "box", [pacs.destination]) as box:
-        found = []
+    files = [path for path in files if path.is_file()]
+    found: dict[str, list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        boxes = {}
+        for way, streaming in (("streaming", "true"), ("plain", "false")):
+            pacs = stack.enter_context(StoreScp(scratch / f"pacs-{way}"))
+            options = f"[assemble]\nstreaming = {streaming}\n"
+            box = Appliance(scratch / f"box-{way}", [pacs.destination], options=options)
+            boxes[way] = stack.enter_context(box)
         for number in range(runs + 1):
-            copies = renamed([path for path in files if path.is_file()], number, scratch / f"study{number}")
-            if box.send(copies):
-                raise SystemExit(f"bench: storescu failed; see {box.log}")
-            details = box.wait_for(*["delivered"] * (number + 1))
-            found.append(stages(details[-1], box))
-        return found[1:]
+            for way, box in boxes.items():
+                copies = renamed(files, number, scratch / f"{way}{number}")
+                if box.send(copies):
+                    raise SystemExit(f"bench: storescu failed; see {box.log}")
+                details = box.wait_for(*["delivered"] * (number + 1))
+                if number:
+                    found.setdefault(way, []).append(stages(details[-1], box))
+    return found
 
 
 def demo_study(scratch: Path) -> list[Path]:

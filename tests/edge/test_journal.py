@@ -18,7 +18,8 @@ from edge import journal_view
 from edge.database import JournalError
 from edge.deliveries import Deliveries
 from edge.journal import Journal
-from edge.records import Decision, Item, ResultRow
+from edge.records import Decision, Item, NewItem, ResultRow, item_from_row
+from edge.revisions import predecessor, successor
 from edge.schema import MIGRATIONS
 from edge.study import NEXT_STAGE, Outcome, Stage
 from tests.edge.records_fixture import NOW, claimed, key_of, later, new_item, received
@@ -106,6 +107,20 @@ def test_assembled_twice_enters_each_models_item_once(journal: Journal) -> None:
     detail = journal_view.study(journal, STUDY)
     assert detail is not None
     assert [each.item_key for each in detail.items if each.model] == ["a", "b"]
+
+
+def test_what_an_earlier_revision_has_not_begun_ends_when_more_images_replace_it(journal: Journal) -> None:
+    item = closed_study(journal)
+    journal.assembled(item, [ACCEPTED], [new_item("a", ("k1", "k2")), new_item("b", ("x",))], later(11))
+    journal.enter([received(9, at=later(60))])
+    journal.close_study(STUDY, "quiet timer", later(70))
+    again = claimed(journal.claim((Stage.ASSEMBLE,), later(71)))
+    journal.assembled(again, [ACCEPTED], [new_item("c", ("k1", "k2", "k3"))], later(72))
+    detail = journal_view.study(journal, STUDY)
+    assert detail is not None
+    found = {each.item_key: (each.stage, each.reason) for each in detail.items if each.model}
+    assert found["a"] == ("declined", "replaced by revision 2 before it began: more images came")
+    assert found["b"][0] == found["c"][0] == "infer"
 
 
 def test_a_study_that_no_model_wants_is_declined_with_the_reason(journal: Journal) -> None:
@@ -203,18 +218,77 @@ def test_retry_makes_a_waiting_delivery_due_now_and_release_does_not(journal: Jo
     assert deliveries.claim("pacs", later(21)) is not None
 
 
-def test_a_second_report_on_more_of_the_same_images_names_the_first_as_its_predecessor(
-    journal: Journal,
-) -> None:
-    journal.produced(item_at(journal, Stage.PRODUCE), [SR], ["pacs"], later(15))
+def second_revision(journal: Journal, *items: NewItem) -> dict[str, Item]:
+    """The study again with one more image, and the items of its second revision."""
     journal.enter([received(9, at=later(60))])
     journal.close_study(STUDY, "quiet timer", later(70))
     item = claimed(journal.claim((Stage.ASSEMBLE,), later(71)))
-    others = [new_item("b", ("k1", "k2", "k3")), new_item("c", ("x",)), new_item("d", ("k1",), "e" * 64)]
-    journal.assembled(item, [ACCEPTED], others, later(72))
-    items = {each.item_key: each for each in iter(lambda: journal.claim((Stage.INFER,), later(73)), None)}
-    assert items["b"].predecessor == ("1.2.3", "2.25.2", SR.sop_class_uid, "2.25.1")
-    assert items["c"].predecessor is None
+    journal.assembled(item, [ACCEPTED], items, later(72))
+    return {each.item_key: each for each in iter(lambda: journal.claim((Stage.INFER,), later(73)), None)}
+
+
+def test_a_second_report_on_more_of_the_same_images_names_the_first_as_its_predecessor(
+    journal: Journal,
+) -> None:
+    first = item_at(journal, Stage.PRODUCE)
+    journal.produced(first, [SR], ["pacs"], later(15))
+    items = second_revision(
+        journal, new_item("b", ("k1", "k2", "k3")), new_item("c", ("x",)), new_item("d", ("k1",), "e" * 64)
+    )
+    replaced = ("1.2.3", "2.25.2", SR.sop_class_uid, "2.25.1")
+    assert predecessor(journal, items["b"]) == replaced
+    assert predecessor(journal, items["d"]) == replaced  # another version of the same model
+    assert predecessor(journal, items["c"]) is None
+    assert predecessor(journal, first) is None
+    assert successor(journal, first) is None
+
+
+def test_a_result_that_comes_after_that_of_a_later_revision_is_known_to_be_superseded(
+    journal: Journal,
+) -> None:
+    first = item_at(journal, Stage.PRODUCE)
+    later_item = second_revision(journal, new_item("b", ("k1", "k2", "k3")))["b"]
+    assert successor(journal, first) is None  # it may still fail: then the first is the current one
+    journal.advance(later_item, Outcome.DONE, later(74))
+    made = claimed(journal.claim((Stage.PRODUCE,), later(75)))
+    journal.produced(made, [SR], ["pacs"], later(76))
+    assert successor(journal, first) == 2
+
+
+def test_what_a_report_replaces_is_kept_so_that_it_is_made_again_with_the_same_bytes(
+    journal: Journal,
+) -> None:
+    replaced = ("1.2.3", "2.25.2", SR.sop_class_uid, "2.25.1")
+    item = item_at(journal, Stage.PRODUCE)
+    journal.produced(item, [SR], ["pacs"], later(15), replaced)
+    row = journal.read("SELECT * FROM item WHERE item_key = ?", item.item_key)[0]
+    assert item_from_row(row).predecessor == replaced
+
+
+def test_an_item_that_begins_before_the_close_is_entered_once(journal: Journal) -> None:
+    journal.enter([received(1), received(2)])
+    journal.begin(STUDY, [new_item("early", ("k1",))], later(1))
+    assert journal.begun(STUDY, 1) == {"model": "d" * 64}
+    assert journal.awaited_models() == {"d" * 64}
+    early = claimed(journal.claim((Stage.INFER,), later(2)))
+    journal.advance(early, Outcome.DECLINE, later(3), "out of scope")
+    journal.close_study(STUDY, "quiet timer", later(4))
+    item = claimed(journal.claim((Stage.ASSEMBLE,), later(5)))
+    journal.assembled(item, [ACCEPTED], [new_item("early", ("k1",)), new_item("new", ("k2",))], later(6))
+    assert claimed(journal.claim((Stage.INFER,), later(7))).item_key == "new"
+    assert journal.claim((Stage.INFER,), later(8)) is None
+
+
+def test_a_study_with_an_instance_that_could_not_be_entered_is_held_and_says_so(journal: Journal) -> None:
+    journal.flaw(received(1), "OverflowError: too large")
+    journal.close_study(STUDY, "quiet timer", later(1), "1 instances could not be entered")
+    assert journal.claim((Stage.ASSEMBLE,), later(2)) is None
+    detail = journal_view.study(journal, STUDY)
+    assert detail is not None
+    assert (detail.study.state, detail.study.reason) == ("held", "1 instances could not be entered")
+    assert [event.what for event in detail.events][:1] == ["not entered"]
+    assert journal.release(STUDY, "root", later(3)) == 1
+    assert claimed(journal.claim((Stage.ASSEMBLE,), later(4))).stage is Stage.ASSEMBLE
 
 
 def test_the_audit_is_chained_so_that_a_changed_row_shows(journal: Journal) -> None:
