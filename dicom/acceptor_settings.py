@@ -45,7 +45,8 @@ class AcceptorSettings:
         backlog: connections that the kernel holds for us while we accept; more have to try again.
             A flood on 2 loaded cores filled 256.
         accept_unknown_storage: take private SOP classes too.
-        ssl_context: TLS (PS3.15 §B.9 ff.).
+        ssl_context: TLS (PS3.15 §B.9 ff.), on `port`, or on `tls_port` where that is given.
+        tls_port: where TLS is spoken while `port` is without it; 0 for any that is free.
     """
 
     ae_title: str
@@ -70,6 +71,7 @@ class AcceptorSettings:
     backlog: int = 1024
     accept_unknown_storage: bool = True
     ssl_context: SSLContext | None = None
+    tls_port: int | None = None
 
     def __post_init__(self) -> None:
         title = self.ae_title
@@ -82,6 +84,8 @@ class AcceptorSettings:
             raise ValueError(
                 f"ae_title is {title!r}, must be 1 to 16 printable ASCII characters without backslash"
             )
+        if self.tls_port is not None and (self.ssl_context is None or not 0 <= self.tls_port <= 65535):
+            raise ValueError(f"tls_port is {self.tls_port}, must be 0 to 65535, and needs an ssl_context")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}, must be 0 to 65535")
         if not (self.max_pdu_length_bytes == 0 or 4096 <= self.max_pdu_length_bytes < 2**32):

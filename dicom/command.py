@@ -1,8 +1,8 @@
 """Command sets of DIMSE messages, as bytes and as `Command`.
 
 Owns the encoding of PS3.7 §6.3.1: Implicit VR Little Endian, group 0000, elements in
-ascending order, each once. Knows the elements of C-ECHO, C-STORE, N-ACTION and
-N-EVENT-REPORT (PS3.7 §9.3.1, 9.3.5, 10.3.1, 10.3.4, Annex E) and passes over others, which
+ascending order, each once. Knows the elements of C-ECHO, C-STORE, C-FIND, C-MOVE, N-ACTION and
+N-EVENT-REPORT (PS3.7 §9.3.1 to 9.3.5, 10.3.1, 10.3.4, Annex E) and passes over others, which
 a later edition or another service may bring. What a command asks for is `dicom.dimse`.
 """
 
@@ -28,6 +28,10 @@ class CommandField(IntEnum):
 
     C_STORE_RQ = 0x0001
     C_STORE_RSP = 0x8001
+    C_FIND_RQ = 0x0020
+    C_FIND_RSP = 0x8020
+    C_MOVE_RQ = 0x0021
+    C_MOVE_RSP = 0x8021
     C_ECHO_RQ = 0x0030
     C_ECHO_RSP = 0x8030
     N_EVENT_REPORT_RQ = 0x0100
@@ -67,11 +71,15 @@ class Command:
     requested_sop_class_uid: str | None = None
     affected_sop_instance_uid: str | None = None
     requested_sop_instance_uid: str | None = None
+    move_destination: str | None = None
     priority: int | None = None
     status: int | None = None
     error_comment: str | None = None
     event_type_id: int | None = None
     action_type_id: int | None = None
+    completed_suboperations: int | None = None
+    failed_suboperations: int | None = None
+    warning_suboperations: int | None = None
     move_originator_ae_title: str | None = None
     move_originator_message_id: int | None = None
 
@@ -88,6 +96,7 @@ _ELEMENTS: Final[tuple[tuple[int, str, bool], ...]] = (
     (0x0100, "field", True),
     (0x0110, "message_id", True),
     (0x0120, "message_id_being_responded_to", True),
+    (0x0600, "move_destination", False),
     (0x0700, "priority", True),
     (0x0800, "has_data_set", True),
     (0x0900, "status", True),
@@ -96,6 +105,9 @@ _ELEMENTS: Final[tuple[tuple[int, str, bool], ...]] = (
     (0x1001, "requested_sop_instance_uid", False),
     (0x1002, "event_type_id", True),
     (0x1008, "action_type_id", True),
+    (0x1021, "completed_suboperations", True),
+    (0x1022, "failed_suboperations", True),
+    (0x1023, "warning_suboperations", True),
     (0x1030, "move_originator_ae_title", False),
     (0x1031, "move_originator_message_id", True),
 )
@@ -207,9 +219,9 @@ def _number(number: int, value: bytes) -> int:
 
 
 def _text(number: int, value: bytes) -> str:
-    stripped = value.rstrip(b"\0 ").lstrip(b" ")
-    if len(stripped) > _MAX_TEXT or not all(0x20 <= character < 0x7F for character in stripped):
+    text = value.rstrip(b"\0 ").lstrip(b" ").decode("latin-1")
+    if len(text) > _MAX_TEXT or not (text.isascii() and text.isprintable()):
         raise CommandError(
             f"command set: (0000,{number:04X}) has {len(value)} bytes, must be printable ASCII, at most 64"
         )
-    return stripped.decode("ascii")
+    return text

@@ -10,15 +10,19 @@ asks for what no service does is answered (PS3.7 §C.5, 0x0211).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from dicom.command import Command, CommandField, Status, decode, encode, response
 from dicom.errors import ProtocolError
 from dicom.negotiation import Offer, PresentationContext
 from dicom.pdu import AbortReason, Fragment, PduError, p_data
+from dicom.postponed import Postponed
 from dicom.store_handler import AssociationInfo
 
+MAX_POSTPONED: Final = 64
+"""Requests of ours that wait on one association, to be made or to be answered; more are dropped, and
+whoever made them has to find another way. A modality asks for one commitment after another."""
 MAX_COMMAND_BYTES: Final = 64 * 1024
 """A C-STORE request has about 200 bytes; the longest lists that PS3.7 allows in others stay below this."""
 
@@ -42,8 +46,11 @@ class Operation(Protocol):
         """Take the next bytes of the data set; the views are void when this returns."""
         ...
 
-    def complete(self) -> Sequence[Message]:
-        """The message is whole: perform it. The messages returned are sent, in order."""
+    def complete(self) -> "Sequence[Message | Postponed]":
+        """The message is whole: perform it. The messages returned are sent, in order.
+
+        A `Postponed` among them is a request of ours that follows when another thread has it.
+        """
         ...
 
     def discard(self) -> None:
@@ -101,6 +108,28 @@ class DimseProvider:
         self._command = bytearray()
         self._operation: Operation | None = None
         self._parts: list[memoryview] = []
+        self._postponed: list[Postponed] = []  # not sent
+        self._asked: dict[int, Postponed] = {}  # sent and not answered, by Message ID
+        self._message_id = 0
+
+    @property
+    def postponed(self) -> Sequence[Postponed]:
+        """Requests of ours that may still follow."""
+        return self._postponed
+
+    def due(self, now: float) -> bytes:
+        """Those of `postponed` that are there to be sent at `now` (monotonic), as P-DATA-TF PDUs."""
+        pdus = b""
+        for postponed in list(self._postponed):
+            message = postponed.take() if postponed.not_before <= now else None
+            if message is None:
+                continue
+            self._postponed.remove(postponed)
+            self._message_id = self._message_id % 0xFFFF + 1
+            self._asked[self._message_id] = postponed
+            command = replace(message.command, message_id=self._message_id)
+            pdus += self._encode(Message(command, message.data_set), postponed.context_id)
+        return pdus
 
     @property
     def in_message(self) -> bool:
@@ -139,8 +168,15 @@ class DimseProvider:
         self._parts.clear()
         self._command.clear()
         operation, self._operation = self._operation, None
-        if operation is not None:
-            operation.discard()
+        unsettled = [*self._postponed, *self._asked.values()]
+        self._postponed.clear()
+        self._asked.clear()
+        try:
+            if operation is not None:
+                operation.discard()
+        finally:
+            for postponed in unsettled:
+                postponed.settle(None)
 
     def _command_fragment(self, fragment: Fragment) -> bytes:
         accepted = self._contexts.get(fragment.context_id)
@@ -171,7 +207,12 @@ class DimseProvider:
             if self._objects > self._max_objects:
                 raise MessageError(f"C-STORE: more than {self._max_objects} on one association")
         begin = service.operations.get(command.field)
-        if begin is not None:
+        asked = self._asked.pop(command.message_id_being_responded_to or 0, None)
+        if asked is not None:
+            if not command.is_response:
+                raise MessageError(f"{service.name}: command 0x{command.field:04X} answers a message")
+            self._operation = _Answered(asked, command)
+        elif begin is not None:
             self._operation = begin(self._association, context, command)
         elif command.is_response or command.message_id is None:
             raise MessageError(
@@ -186,16 +227,42 @@ class DimseProvider:
         operation = self._operation
         if operation is None:
             raise RuntimeError("a message is completed that has not begun")
-        messages = operation.complete()
+        results = operation.complete()
         self._operation = None
-        return b"".join(self._encode(message) for message in messages)
+        messages: list[Message] = []
+        for result in results:
+            if isinstance(result, Message):
+                messages.append(result)
+            elif len(self._postponed) + len(self._asked) < MAX_POSTPONED:
+                self._postponed.append(result)
+            else:
+                result.settle(None)
+        return b"".join(self._encode(message, self._context_id) for message in messages)
 
-    def _encode(self, message: Message) -> bytes:
+    def _encode(self, message: Message, context_id: int) -> bytes:
         limit = self._max_length_bytes
-        pdus = p_data(self._context_id, encode(message.command), is_command=True, max_length_bytes=limit)
+        pdus = p_data(context_id, encode(message.command), is_command=True, max_length_bytes=limit)
         if message.data_set is not None:
-            pdus += p_data(self._context_id, message.data_set, is_command=False, max_length_bytes=limit)
+            pdus += p_data(context_id, message.data_set, is_command=False, max_length_bytes=limit)
         return pdus
+
+
+class _Answered:
+    """The response to a request of ours; what data set it may have is dropped."""
+
+    def __init__(self, asked: Postponed, response: Command) -> None:
+        self._asked = asked
+        self._status = response.status
+
+    def write(self, parts: Sequence[memoryview]) -> None:
+        pass
+
+    def complete(self) -> Sequence[Message]:
+        self._asked.settle(self._status)
+        return []
+
+    def discard(self) -> None:
+        self._asked.settle(None)
 
 
 class _Unrecognized:

@@ -60,8 +60,10 @@ _CONTEXT_RESULTS: Final = {
 }
 
 
-def associate_request(calling_ae_title: str, called_ae_title: str, syntaxes: Sequence[Syntax]) -> bytes:
-    """A-ASSOCIATE-RQ (PS3.8 §9.3.2).
+def associate_request(
+    calling_ae_title: str, called_ae_title: str, syntaxes: Sequence[Syntax], as_scp: Sequence[str] = ()
+) -> bytes:
+    """A-ASSOCIATE-RQ (PS3.8 §9.3.2); of the SOP classes `as_scp` we propose to be the SCP (PS3.7 §D.3.3.4).
 
     Off-spec: the default transfer syntax is not proposed for every SOP class (PS3.5 §10.1),
     because files are sent as they are and a context in another syntax could not be used.
@@ -77,6 +79,9 @@ def associate_request(calling_ae_title: str, called_ae_title: str, syntaxes: Seq
         items.append(_item(0x20, struct.pack(">Bxxx", 2 * index + 1) + names))
     user = _item(0x51, struct.pack(">I", OUR_MAX_PDU_BYTES))
     user += _item(0x52, IMPLEMENTATION_CLASS_UID.encode("ascii"))
+    for sop_class_uid in as_scp:
+        name = sop_class_uid.encode("ascii")
+        user += _item(0x54, struct.pack(">H", len(name)) + name + b"\x00\x01")
     user += _item(0x55, IMPLEMENTATION_VERSION_NAME.encode("ascii"))
     items.append(_item(0x50, user))
     body = struct.pack(">Hxx16s16s32x", 1, _padded(called_ae_title), _padded(calling_ae_title)) + b"".join(

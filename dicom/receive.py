@@ -95,6 +95,11 @@ class Acceptor:
             raise RuntimeError("acceptor: not started, or stopped")
         return self._reception.address
 
+    @property
+    def tls_address(self) -> tuple[str, int] | None:
+        """The host and port for TLS, where that has a port of its own."""
+        return None if self._reception is None else self._reception.tls_address
+
     def start(self) -> None:
         """Listen. On return a peer can connect.
 
@@ -149,7 +154,12 @@ class Acceptor:
 
     def _decide(self, proposed: Proposed) -> Rejection | None:
         proposal = proposed.proposal
-        rejection = self._handler.admit(proposal.calling_ae_title, proposal.called_ae_title, proposed.address)
+        rejection = self._handler.admit(
+            proposal.calling_ae_title,
+            proposal.called_ae_title,
+            proposed.address,
+            proposed.certificate_sha256,
+        )
         if rejection is not None:
             return rejection
         self._join_ended()

@@ -16,6 +16,7 @@ Security: anything on the hospital's network can connect here.
 """
 
 import errno
+import hashlib
 import logging
 import math
 import socket
@@ -63,6 +64,25 @@ class Proposed:
     reader: PduReader
     proposal: Proposal
 
+    @property
+    def certificate_sha256(self) -> str | None:
+        """SHA-256 of the certificate (DER) that the peer proved to have; None: it has shown none."""
+        certificate = self.socket.getpeercert(True) if isinstance(self.socket, ssl.SSLSocket) else None
+        return hashlib.sha256(certificate).hexdigest() if certificate else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listener:
+    """A listening socket, and the TLS that is spoken on its connections."""
+
+    socket: socket.socket
+    context: ssl.SSLContext | None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
 
 @dataclass(slots=True, eq=False)
 class _Pending:
@@ -97,14 +117,17 @@ class Reception:
         self._settings = settings
         self._decide = decide
         self._counters = counters
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        self._listener = socket.create_server(
-            (settings.host, settings.port), family=family, backlog=settings.backlog
-        )
-        self._listener.setblocking(False)
+        plain, secured = settings.port, settings.tls_port
+        self._listeners = [self._listen(plain, None if secured is not None else settings.ssl_context)]
+        if secured is not None:
+            try:
+                self._listeners.append(self._listen(secured, settings.ssl_context))
+            except OSError:
+                self._listeners[0].socket.close()
+                raise
         self._wake, self._woken = socket.socketpair()
         self._selector = DefaultSelector()
-        self._selector.register(self._listener, EVENT_READ)
+        self._heed_listeners()
         self._selector.register(self._woken, EVENT_READ)
         self._resume_at = math.inf  # the listener is left alone until then
         self._look_at = math.inf  # no deadline is sooner
@@ -120,8 +143,12 @@ class Reception:
     @property
     def address(self) -> tuple[str, int]:
         """The host and port it is bound to."""
-        host, port = self._listener.getsockname()[:2]
-        return str(host), int(port)
+        return self._listeners[0].address
+
+    @property
+    def tls_address(self) -> tuple[str, int] | None:
+        """The host and port for TLS, where that has a port of its own."""
+        return self._listeners[1].address if len(self._listeners) > 1 else None
 
     @property
     def pending(self) -> int:
@@ -140,8 +167,8 @@ class Reception:
         try:
             while not self._is_stopping:
                 for key, _ in self._selector.select(self._timeout_s()):
-                    if key.fileobj is self._listener:
-                        self._accept()
+                    if isinstance(key.data, _Listener):
+                        self._accept(key.data)
                     elif key.fileobj is self._woken:
                         self._is_stopping = True
                     elif isinstance(key.data, _Pending) and key.data.number in self._pending:
@@ -151,7 +178,8 @@ class Reception:
             for pending in list(self._pending.values()):
                 self._close(pending)
             self._selector.close()
-            self._listener.close()
+            for listener in self._listeners:
+                listener.socket.close()
             self._woken.close()
 
     def _timeout_s(self) -> float | None:
@@ -165,14 +193,28 @@ class Reception:
             self._on(pending, Event.ARTIM_EXPIRED)
         if self._resume_at <= now:
             self._resume_at = math.inf
-            self._selector.register(self._listener, EVENT_READ)
+            self._heed_listeners()
         deadlines = (pending.deadline for pending in self._pending.values())
         self._look_at = min(self._resume_at, *deadlines, math.inf)
 
-    def _accept(self) -> None:
+    def _listen(self, port: int, context: ssl.SSLContext | None) -> "_Listener":
+        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+        listening = socket.create_server(
+            (self._settings.host, port), family=family, backlog=self._settings.backlog
+        )
+        listening.setblocking(False)
+        return _Listener(listening, context)
+
+    def _heed_listeners(self) -> None:
+        for listener in self._listeners:
+            self._selector.register(listener.socket, EVENT_READ, listener)
+
+    def _accept(self, listener: "_Listener") -> None:
+        if self._resume_at != math.inf:
+            return  # the other listener has just found that the system has no resources
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
-                accepted, (address, port, *_) = self._listener.accept()
+                accepted, (address, port, *_) = listener.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -180,7 +222,8 @@ class Reception:
                     continue  # it was reset while it waited
                 _LOG.error("no connection can be accepted: %s", error)
                 self._evict_one()
-                self._selector.unregister(self._listener)
+                for each in self._listeners:
+                    self._selector.unregister(each.socket)
                 self._resume_at = monotonic() + _RECOVERY_S
                 self._look_at = min(self._look_at, self._resume_at)
                 return
@@ -191,10 +234,11 @@ class Reception:
                 continue
             if len(self._pending) >= self._settings.max_pending_connections:
                 self._evict_one()
-            self._begin(accepted, address, port)
+            self._begin(accepted, address, port, listener.context)
 
-    def _begin(self, accepted: socket.socket, address: str, port: int) -> None:
-        context = self._settings.ssl_context
+    def _begin(
+        self, accepted: socket.socket, address: str, port: int, context: ssl.SSLContext | None
+    ) -> None:
         try:
             accepted.setblocking(False)
             if context is not None:

@@ -1,23 +1,25 @@
-"""One association that we asked for: PDUs out and in, C-ECHO and C-STORE as SCU.
+"""One association that we asked for: PDUs out and in, C-ECHO, C-STORE, C-FIND and C-MOVE as SCU.
 
 Owns the socket and the bytes on it: A-ASSOCIATE, P-DATA, A-RELEASE, A-ABORT as the requestor
-sees them (PS3.8 §9.2, §9.3) and the two DIMSE-C requests (PS3.7 §9.1.1, §9.1.5). It does not
+sees them (PS3.8 §9.2, §9.3) and the DIMSE-C requests (PS3.7 §9.1.1, §9.1.2, §9.1.4, §9.1.5). It does not
 decide what to propose or whether to try again (`dicom.send`), and builds no `Dataset`.
 
 Objects go from the file to the socket in pieces: memory does not grow with their size.
 """
 
 import contextlib
+import io
 import os
 import select
 import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from ssl import SSLCertVerificationError, SSLContext, SSLError, SSLSocket, SSLWantReadError
 from typing import BinaryIO, Final
 
-from dicom.command import Command, CommandError, CommandField, decode, encode
+from dicom.command import RESPONSE, Command, CommandError, CommandField, decode, encode
 from dicom.errors import PeerError
 from dicom.pdu import (
     AbortReason,
@@ -35,6 +37,8 @@ from dicom.proposal import Syntax, associate_request, parse_accept, refusal
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 IMPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2"
+PENDING: Final = frozenset({0xFF00, 0xFF01})
+"""Statuses of C-FIND and C-MOVE after which more responses come (PS3.4 §C.4.1.1.4, §C.4.2.1.5)."""
 _MAX_INCOMING_BYTES: Final = 65536  # an A-ASSOCIATE-AC with 128 contexts is below 5 KiB
 _MAX_OUTGOING_PDU_BYTES: Final = 1 << 20  # larger gains nothing; bounds memory when the peer has no limit
 _LEAST_PEER_PDU_BYTES: Final = 64  # smaller is nonsense: the overhead of a PDU is 12 bytes
@@ -57,6 +61,10 @@ class Destination:
     ae_title: str
     host: str
     port: int
+    tls: SSLContext | None = field(default=None, repr=False)
+    """With it only TLS is spoken (PS3.15 §B.9)."""
+    tls_name: str = ""
+    """The name that its certificate must have; empty: `host`."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.ae_title} at {self.host}:{self.port})"
@@ -83,15 +91,23 @@ class Association:
     """
 
     def __init__(
-        self, destination: Destination, calling_ae_title: str, syntaxes: Sequence[Syntax], timeouts: Timeouts
+        self,
+        destination: Destination,
+        calling_ae_title: str,
+        syntaxes: Sequence[Syntax],
+        timeouts: Timeouts,
+        *,
+        as_scp: Sequence[str] = (),
     ) -> None:
         """Connect and negotiate one presentation context for each of `syntaxes`.
+
+        Of the SOP classes `as_scp` we propose to be the SCP, and not the SCU (PS3.7 §D.3.3.4).
 
         Raises:
             ValueError: none or more than 128 contexts, or an AE title that is not 1 to 16 characters.
             PeerError: no connection, or the association was rejected, aborted or not answered.
         """
-        request = associate_request(calling_ae_title, destination.ae_title, syntaxes)
+        request = associate_request(calling_ae_title, destination.ae_title, syntaxes, as_scp)
         self.destination = destination
         self.syntaxes = tuple(syntaxes)
         self.accepted: Mapping[Syntax, int] = {}
@@ -127,9 +143,38 @@ class Association:
         if self._early is None:
             with contextlib.suppress(PduError):
                 self._early = self._reader.next()  # it came in one piece with the last answer
+        if isinstance(self._socket, SSLSocket):
+            return self._early is None and self._is_tls_quiet(self._socket)
         poll = select.poll()  # not select(): it fails beyond 1,024 descriptors
         poll.register(self._socket, select.POLLIN)
         return self._early is None and not poll.poll(0)
+
+    def _is_tls_quiet(self, connection: SSLSocket) -> bool:
+        """The same behind TLS, whose own records (session tickets) are no message."""
+        connection.setblocking(False)
+        try:
+            count = connection.recv_into(self._reader.space())
+        except SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        self._reader.received(count)
+        return False
+
+    def report_event(self, syntax: Syntax, event: Command, data_set: bytes) -> int:
+        """N-EVENT-REPORT (PS3.7 §10.1.1): `event` without its Message ID; the status that the peer answered.
+
+        Raises:
+            KeyError: the peer did not accept `syntax` (see `accepted`).
+            PeerError: the peer went away or did not answer.
+        """
+        context = self.accepted[syntax]
+        with self._closing_on_error():
+            self._message_id = self._message_id % 0xFFFF + 1
+            deadline = time.monotonic() + self._timeouts.response_s + len(data_set) / _SLOWEST_BYTES_PER_S
+            self._send_command(context, encode(replace(event, message_id=self._message_id)), deadline)
+            self._send_data_set(context, io.BytesIO(data_set), len(data_set), deadline)
+            return self._response(CommandField.N_EVENT_REPORT_RSP)
 
     def echo(self) -> None:
         """C-ECHO (PS3.7 §9.1.5).
@@ -167,6 +212,32 @@ class Association:
             self._send_data_set(context, file, size_bytes, deadline)
             return self._response(CommandField.C_STORE_RSP)
 
+    def inquire(
+        self, syntax: Syntax, field: CommandField, identifier: bytes, move_destination: str | None = None
+    ) -> Iterator[tuple[Command, bytes]]:
+        """C-FIND (PS3.7 §9.1.2) or C-MOVE (§9.1.4): its responses, each with its identifier.
+
+        The last one is not pending. Who stops before it must `abort` the association.
+
+        Raises:
+            KeyError: the peer did not accept `syntax` (see `accepted`).
+            PeerError: the peer went away, did not answer in time, or its response cannot be read.
+        """
+        context = self.accepted[syntax]
+        with self._closing_on_error():
+            command = self._request(field, syntax[0], move_destination=move_destination, has_data_set=True)
+            deadline = time.monotonic() + self._timeouts.response_s
+            self._send_command(context, command, deadline)
+            limit = self._fragment_bytes + _PDV_OVERHEAD_BYTES
+            self._send(p_data(context, identifier, is_command=False, max_length_bytes=limit), deadline)
+        is_pending = True
+        while is_pending:
+            with self._closing_on_error():
+                answer = self._answer(CommandField(field | RESPONSE))
+                found = self._data_set() if answer.has_data_set else b""
+            is_pending = answer.status in PENDING
+            yield answer, found
+
     def release(self) -> None:
         """A-RELEASE (PS3.8 §7.2), then close; a peer that does not answer is closed all the same."""
         if not self.open:
@@ -201,37 +272,62 @@ class Association:
             if not left:
                 return
 
-    def _request(self, field: CommandField, sop_class_uid: str, sop_instance_uid: str | None = None) -> bytes:
+    def _request(
+        self,
+        field: CommandField,
+        sop_class_uid: str,
+        sop_instance_uid: str | None = None,
+        *,
+        move_destination: str | None = None,
+        has_data_set: bool = False,
+    ) -> bytes:
         self._message_id = self._message_id % 0xFFFF + 1
-        is_store = field is CommandField.C_STORE_RQ
+        has_data_set = has_data_set or field is CommandField.C_STORE_RQ
         return encode(
             Command(
                 field=field,
                 message_id=self._message_id,
                 affected_sop_class_uid=sop_class_uid,
                 affected_sop_instance_uid=sop_instance_uid,
-                priority=_MEDIUM if is_store else None,
-                has_data_set=is_store,
+                move_destination=move_destination,
+                priority=_MEDIUM if has_data_set else None,
+                has_data_set=has_data_set,
             )
         )
 
     def _response(self, field: CommandField) -> int:
-        """The status of the response to the last request."""
+        """The status of the response to the last request, which has no data set."""
+        status = self._answer(field).status
+        assert status is not None
+        return status
+
+    def _data_set(self) -> bytes:
+        """The data set that follows a response."""
+        return self._message(is_command=False)
+
+    def _message(self, *, is_command: bool) -> bytes:
+        """A whole command set or data set."""
         deadline = time.monotonic() + self._timeouts.response_s
-        command = bytearray()
+        found = bytearray()
         while True:
             part = self._receive(deadline)
             if isinstance(part, Pdu):
                 raise self._error(refusal(part))
-            if not part.is_command:
-                raise self._error("its response carries a data set")
-            command += part.data
-            if len(command) > _MAX_INCOMING_BYTES:
+            if part.is_command is not is_command:
+                raise self._error(
+                    "its response carries a data set" if is_command else "a data set is missing"
+                )
+            found += part.data
+            if len(found) > _MAX_INCOMING_BYTES:
                 raise self._error(f"its response is longer than {_MAX_INCOMING_BYTES} bytes")
             if part.is_last:
-                break
+                return bytes(found)
+
+    def _answer(self, field: CommandField) -> Command:
+        """The response to the last request; its status is there."""
+        command = self._message(is_command=True)
         try:
-            answer = decode(bytes(command))
+            answer = decode(command)
         except CommandError as error:
             raise self._error(f"its response cannot be read: {error}") from error
         if answer.field != field or answer.message_id_being_responded_to != self._message_id:
@@ -242,7 +338,7 @@ class Association:
             )
         if answer.status is None:
             raise self._error("its response has no status")
-        return answer.status
+        return answer
 
     def _receive(self, deadline: float) -> Pdu | Fragment:
         """The next whole PDU, or the next piece of a data value, from the peer."""
@@ -287,7 +383,12 @@ class Association:
                 raise self._error("it takes the data too slowly")
             self._socket.settimeout(left)
             try:
-                sent = self._socket.sendmsg(waiting)
+                if isinstance(self._socket, SSLSocket):  # it has no sendmsg; a record holds 16 KiB
+                    if len(waiting) > 1:
+                        waiting = [memoryview(b"".join(waiting))]
+                    sent = self._socket.send(waiting[0])
+                else:
+                    sent = self._socket.sendmsg(waiting)
             except TimeoutError as error:
                 raise self._error("it stopped taking data") from error
             except OSError as error:
@@ -326,7 +427,21 @@ def _connect(destination: Destination, timeout_s: float) -> socket.socket:
     # A small C-STORE would otherwise wait 40 ms for the peer's delayed acknowledgement.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return connection
+    if destination.tls is None:
+        return connection
+    try:  # the timeout of the connection holds for each step of the handshake
+        name = destination.tls_name or destination.host
+        return destination.tls.wrap_socket(connection, server_hostname=name)
+    except (SSLError, OSError, ValueError) as error:
+        connection.close()
+        said = error.verify_message if isinstance(error, SSLCertVerificationError) else _tls_reason(error)
+        raise PeerError(f"destination {destination}: TLS handshake failed: {said}") from error
+
+
+def _tls_reason(error: Exception) -> str:
+    if isinstance(error, SSLError):
+        return (error.reason or "no reason given").lower().replace("_", " ")
+    return os_reason(error) if isinstance(error, OSError) else str(error)
 
 
 def _data_fragments(

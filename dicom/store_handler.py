@@ -85,8 +85,18 @@ class Incoming(Protocol):
 class StoreHandler(Protocol):
     """Who may send, and where instances go."""
 
-    def admit(self, calling_ae_title: str, called_ae_title: str, address: str) -> Rejection | None:
-        """Whether this peer may associate: None, or the reason it is rejected with."""
+    def admit(
+        self, calling_ae_title: str, called_ae_title: str, address: str, certificate_sha256: str | None
+    ) -> Rejection | None:
+        """Whether this peer may associate: None, or the reason it is rejected with. Must not block.
+
+        Args:
+            calling_ae_title: as the peer says.
+            called_ae_title: as the peer says.
+            address: the connection's.
+            certificate_sha256: of the client certificate (DER) that the peer proved to have; None
+                without TLS, or without a certificate.
+        """
         ...
 
     def begin(self, request: StoreRequest) -> Incoming:

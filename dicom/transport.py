@@ -8,7 +8,10 @@ watches (the acceptor) calls `stop_waiting` when it has passed.
 
 import contextlib
 import math
+import select
 import socket
+import ssl
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
@@ -43,6 +46,23 @@ class Transport:
             return 0
         finally:
             self.deadline = math.inf
+
+    def wait(self, others: Sequence[int], timeout_s: float | None, until: float) -> bool:
+        """Wait until the peer has sent something or is gone, at most to `until`: True.
+
+        False: one of the descriptors `others` can be read from, or `timeout_s` has passed.
+        """
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True  # deciphered already: no descriptor tells
+        poll = select.poll()  # not select(): it fails beyond 1,024 descriptors
+        for descriptor in (self._socket.fileno(), *others):
+            poll.register(descriptor, select.POLLIN)
+        self.deadline = until
+        try:
+            ready = poll.poll(None if timeout_s is None else max(timeout_s * 1000, 0))
+        finally:
+            self.deadline = math.inf
+        return any(descriptor == self._socket.fileno() for descriptor, _ in ready)
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """Send all of `data`. When that is not possible the connection is cut: `receive` will say so."""

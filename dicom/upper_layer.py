@@ -187,6 +187,9 @@ class Association:
         if self._interrupted is not None and not (in_message and self._interrupted is Interrupt.STOPPED):
             self._end_early(self._interrupted)
             return
+        provider = self._provider
+        if provider and provider.postponed and not in_message and not self._peer_before_us(provider):
+            return
         n = self.transport.receive(self._reader.space(), self._until)
         if n == 0:
             if self._interrupted is not None and self._machine.state is not State.STA13:
@@ -202,6 +205,17 @@ class Association:
             self._wait_at_most(
                 self._settings.stall_timeout_s if in_message else self._settings.idle_timeout_s
             )
+
+    def _peer_before_us(self, provider: DimseProvider) -> bool:
+        """Wait for the peer, and for what a service may have for it. False: look again."""
+        now = monotonic()
+        self._answer = provider.due(now)
+        if self._answer:
+            self._on(Event.P_DATA_REQUEST)
+            return False
+        waited = [each.fileno() for each in provider.postponed if each.not_before <= now]
+        graces = [each.not_before - now for each in provider.postponed if each.not_before > now]
+        return self.transport.wait(waited, min(graces, default=None), self._until)
 
     def _end_early(self, why: Interrupt) -> None:
         if self._machine.state is State.STA6:

@@ -265,10 +265,12 @@ def test_a_handler_that_fails_to_decide_lets_nobody_in_and_the_others_go_on(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Undecided(FakeStoreHandler):
-        def admit(self, calling_ae_title: str, called_ae_title: str, address: str) -> Rejection | None:
+        def admit(
+            self, calling_ae_title: str, called_ae_title: str, address: str, certificate_sha256: str | None
+        ) -> Rejection | None:
             if calling_ae_title == "RIDDLE":
                 raise ValueError("cannot decide")
-            return super().admit(calling_ae_title, called_ae_title, address)
+            return super().admit(calling_ae_title, called_ae_title, address, certificate_sha256)
 
     node = start(Undecided())
     with node.peer() as riddle, node.peer() as peer:

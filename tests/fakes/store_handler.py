@@ -32,10 +32,14 @@ class FakeStoreHandler:
     open: int = 0
     ends: list[tuple[AssociationInfo, End]] = field(default_factory=list)
     admissions: list[tuple[str, str, str]] = field(default_factory=list)
+    certificates: list[str | None] = field(default_factory=list)
     changed: Condition = field(default_factory=Condition)
 
-    def admit(self, calling_ae_title: str, called_ae_title: str, address: str) -> Rejection | None:
+    def admit(
+        self, calling_ae_title: str, called_ae_title: str, address: str, certificate_sha256: str | None
+    ) -> Rejection | None:
         with self.changed:
+            self.certificates.append(certificate_sha256)
             self.admissions.append((calling_ae_title, called_ae_title, address))
         if self.known is None or calling_ae_title in self.known:
             return None
