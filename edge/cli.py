@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from edge.commands import configuration, daemon, demo, model, network, study
+from edge.commands import commitment, configuration, daemon, demo, model, network, retrieve, study
 from edge.commands.ending import explained
 from edge.commands.invocation import Invocation
 from edge.exit_codes import ExitCode, table
@@ -57,7 +57,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=_EPILOG)(_global)
-    for family in (daemon, demo, network, study, model, configuration):
+    for family in (daemon, demo, network, retrieve, study, model, commitment, configuration):
         family.add_to(app)
     return app
 

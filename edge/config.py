@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from edge.addressing import is_address
-from edge.options import MAX_PEERS, Settings
+from edge.options import MAX_TABLES, TABLES, Settings
 from edge.reference import allowed, options, toml_value
 
 DEFAULT_FILE: Final = Path("/etc/insitu/insitu.toml")
@@ -121,6 +121,11 @@ def warnings(settings: Settings) -> tuple[str, ...]:
         for peer in settings.peers
         if peer.may_send and peer.address_check and not peer.accept_from and not is_address(peer.host)
     ]
+    web = settings.web
+    if (web.port or web.store_port) and not settings.web_clients:
+        found.append("web: no [[web_client]] is configured: every request is answered with 401")
+    if (web.port or web.store_port) and not web.certificate and not web.host.startswith("127."):
+        found.append("web: no certificate: tokens and images go over the network in the clear")
     if not settings.receive.durable:
         found.append("receive.durable is false: a power cut can lose what was acknowledged")
     return tuple(found)
@@ -165,6 +170,22 @@ def _contradictions(settings: Settings) -> Iterator[Contradiction]:
                 (small, large),
                 f"{small}: got {toml_value(low)}, allowed at most {large} = {toml_value(high)}",
             )
+    yield from _web_contradictions(settings)
+    yield from _tls_contradictions(settings)
+    names = {peer.name for peer in settings.peers}
+    asked = settings.assemble.ask_count_of
+    if asked and asked not in names:
+        yield Contradiction(
+            ("assemble.ask_count_of", "peer"),
+            f"assemble.ask_count_of: got {toml_value(asked)}, allowed the name of a [[peer]]",
+        )
+    for index, rule in enumerate(settings.pulls):
+        for key, name in (("sender", rule.sender), ("archive", rule.archive)):
+            if name not in names:
+                where = f"pull[{index}].{key}"
+                yield Contradiction(
+                    (where, "peer"), f"{where}: got {toml_value(name)}, allowed the name of a [[peer]]"
+                )
     places = settings.directories.model_dump()
     for name, place in places.items():
         for other, outer in places.items():
@@ -175,23 +196,85 @@ def _contradictions(settings: Settings) -> Iterator[Contradiction]:
                 )
 
 
+def _tls_contradictions(settings: Settings) -> Iterator[Contradiction]:
+    tls = settings.tls
+    pairs = [("certificate", "key"), ("key", "certificate")]
+    if tls.port:
+        pairs.append(("port", "certificate"))
+    if tls.port and tls.client_certificates != "none":
+        pairs.append(("client_certificates", "ca"))
+    for one, other in pairs:
+        if getattr(tls, one) and not getattr(tls, other):
+            got = toml_value(getattr(tls, one))
+            yield Contradiction(
+                (f"tls.{one}", f"tls.{other}"),
+                f"tls.{one}: is {got}, and tls.{other} is not given; it needs both",
+            )
+    if tls.port and tls.plain and tls.port == settings.node.port:
+        yield Contradiction(
+            ("tls.port", "node.port"),
+            f"tls.port: got {tls.port}, allowed another than node.port, or tls.plain = false",
+        )
+    for index, peer in enumerate(settings.peers):
+        where = f"peer[{index}]"
+        if peer.tls and not tls.ca:
+            yield Contradiction(
+                (f"{where}.tls", "tls.ca"), f"{where}.tls: is true, and tls.ca is not given; it needs both"
+            )
+        if peer.certificate_sha256 and (not tls.port or tls.client_certificates == "none"):
+            yield Contradiction(
+                (f"{where}.certificate_sha256", "tls.port", "tls.client_certificates"),
+                f"{where}.certificate_sha256: is given, and no client can show a certificate; "
+                'it needs tls.port, and tls.client_certificates = "optional" or "required"',
+            )
+
+
+def _web_contradictions(settings: Settings) -> Iterator[Contradiction]:
+    web = settings.web
+    for one, other in (("certificate", "key"), ("key", "certificate"), ("client_ca", "certificate")):
+        if getattr(web, one) and not getattr(web, other):
+            yield Contradiction(
+                (f"web.{one}", f"web.{other}"), f"web.{one}: is given, and web.{other} is not; it needs both"
+            )
+    if web.port and web.port == web.store_port:
+        yield Contradiction(
+            ("web.port", "web.store_port"),
+            f"web.port: got {web.port}, allowed another than web.store_port: two processes listen",
+        )
+    for index, client in enumerate(settings.web_clients):
+        where = f"web_client[{index}]"
+        if not client.token_sha256 and not client.certificate_sha256:
+            yield Contradiction(
+                (where,), f"{where}: has neither token_sha256 nor certificate_sha256, must have one"
+            )
+        if client.certificate_sha256 and not web.client_ca:
+            yield Contradiction(
+                (f"{where}.certificate_sha256", "web.client_ca"),
+                f"{where}.certificate_sha256: is given, and web.client_ca is not; it needs both",
+            )
+
+
 def _same_twice(data: Mapping[str, Any]) -> Iterator[Contradiction]:
-    """Names and AE titles that two peers share; read from the document, so that other problems hide none."""
-    peers = data.get("peer")
-    if not isinstance(peers, list):
-        return
-    for key in ("name", "ae_title"):
+    """What two tables of a kind share; read from the document, so that other problems hide none."""
+    for table, key, kind in (
+        ("peer", "name", "peer"),
+        ("peer", "ae_title", "peer"),
+        ("web_client", "name", "client"),
+        ("web_client", "token_sha256", "client"),
+        ("web_client", "certificate_sha256", "client"),
+    ):
+        tables = data.get(table)
         seen: dict[str, int] = {}
-        for index, peer in enumerate(peers[:MAX_PEERS]):
-            value = peer.get(key) if isinstance(peer, dict) else None
-            if not isinstance(value, str):
+        for index, each in enumerate(tables[: MAX_TABLES[table]] if isinstance(tables, list) else []):
+            value = each.get(key) if isinstance(each, dict) else None
+            if not isinstance(value, str) or not value:
                 continue
             first = seen.setdefault(value.strip(" "), index)
             if first != index:
-                where = f"peer[{index}].{key}"
+                where = f"{table}[{index}].{key}"
                 yield Contradiction(
                     (where,),
-                    f"{where}: got {toml_value(value)}, which peer[{first}] has; each peer has its own",
+                    f"{where}: got {toml_value(value)}, which {table}[{first}] has; each {kind} has its own",
                 )
 
 
@@ -203,9 +286,10 @@ def _problem(where: Location, item: ErrorDetails, data: Mapping[str, Any]) -> st
     if field is not None:
         said = "nothing" if item["type"] == "missing" else _shown(got)
         return f"{key}: got {said}, allowed {allowed(field)}"
-    if where == ("peer",) and item["type"] == "too_long":
-        return f"peer: got {len(data['peer'])} tables, allowed at most {MAX_PEERS}"
-    table = "one or more tables [[peer]]" if where[0] == "peer" else f"a table [{where[0]}]"
+    section = str(where[0])
+    if len(where) == 1 and item["type"] == "too_long":
+        return f"{section}: got {len(data[section])} tables, allowed at most {MAX_TABLES[section]}"
+    table = f"one or more tables [[{section}]]" if section in TABLES else f"a table [{section}]"
     return f"{key}: got {_shown(got)}, allowed {table}"
 
 
@@ -214,7 +298,7 @@ def _key_of(item: ErrorDetails) -> Location:
     where = tuple(
         part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))
     )
-    return where[:3] if where[0] == "peer" else where[:2]
+    return where[:3] if where[0] in TABLES else where[:2]
 
 
 def _dotted(where: Location) -> str:
@@ -240,7 +324,8 @@ def _at(data: object, where: Location) -> object:
 
 
 def _field(where: Location) -> FieldInfo | None:
-    key = ".".join("peer[]" if part == "peer" else part for part in where if isinstance(part, str))
+    names = [part for part in where if isinstance(part, str)]
+    key = ".".join([f"{names[0]}[]" if names[0] in TABLES else names[0], *names[1:]])
     return dict(options()).get(key)
 
 
@@ -252,7 +337,7 @@ def _shown(value: object) -> str:
 def _meant(where: Location) -> str:
     """What was probably meant by an unknown key: one spelled nearly so, or one of another section."""
     unknown = str(where[-1])
-    sections = ["peer" if name == "peers" else name for name in Settings.model_fields]
+    sections = [field.alias or name for name, field in Settings.model_fields.items()]
     by_section: dict[str, list[str]] = {name: [] for name in sections}
     for key, _ in options():
         section, _, name = key.partition(".")
@@ -263,20 +348,21 @@ def _meant(where: Location) -> str:
         return f"; did you mean {match[0]}?"
     for section, names in by_section.items():
         if unknown in names:
-            return f"; {unknown} belongs in {'[[peer]]' if section == 'peer' else f'[{section}]'}"
+            return f"; {unknown} belongs in {f'[[{section}]]' if section in TABLES else f'[{section}]'}"
     return f"; there are {', '.join(near)}"
 
 
 def _without(data: dict[str, Any], wrong: set[Location]) -> dict[str, Any]:
-    """`data` without what is wrong; a peer that lacks something goes as a whole."""
+    """`data` without what is wrong; a table of several that lacks something goes as a whole."""
     kept: dict[str, Any] = {}
     for section, values in data.items():
-        if (section,) in wrong or section == "peer":
+        if (section,) in wrong:
             continue
-        kept[section] = {name: value for name, value in values.items() if (section, name) not in wrong}
-    bad = {where[1] for where in wrong if where[0] == "peer" and len(where) > 1}
-    if ("peer",) not in wrong and "peer" in data:
-        kept["peer"] = [peer for index, peer in enumerate(data["peer"]) if index not in bad]
+        if section in TABLES:
+            bad = {where[1] for where in wrong if where[0] == section and len(where) > 1}
+            kept[section] = [each for index, each in enumerate(values) if index not in bad]
+        else:
+            kept[section] = {name: value for name, value in values.items() if (section, name) not in wrong}
     return kept
 
 

@@ -3,16 +3,19 @@
     receive   the acceptor on the DICOM port (threads, one an association)
     work      the assembler, one lane for each of ASSEMBLE, INFER, PRODUCE, and a warm
               process for each model; retention
-    deliver   one lane for each destination
+    deliver   one lane for each destination; the rules that fetch earlier studies
+    api       QIDO-RS and WADO-RS
 
-With no role named all three run in this process. Roles meet in the arrival log, the
-journal, the result files, and nowhere else; a bell ends waits early.
+STOW-RS listens in `receive`. With no role named all of them run in this process. Roles
+meet in the arrival log, the journal, the result files, and nowhere else; a bell ends
+waits early.
 
 Start: directories, lock, journal, what a crash left, models, lanes, and the port last.
 Stop: the port first; then what is claimed is finished or put back, within a deadline.
 
-*Diagnostics*: one line for each start and stop of a role. *Security*: only `receive`
-listens on the network; who may associate is in the configuration.
+*Diagnostics*: one line for each start and stop of a role. *Security*: only `receive` and
+`api` listen on the network; who may associate, store and read is in the configuration. The
+web's packages are imported only where a port of it is configured.
 """
 
 import contextlib
@@ -21,42 +24,54 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from dicom.picture import warm_up
+from dicom.requestor import Destination, Timeouts
+from dicom.walk import WalkLimits
 from edge import bell, retention
 from edge.arrivals import ArrivalReader, ArrivalWriter
-from edge.assemble import Assembler
 from edge.bell import Bell, Wake
+from edge.commitment import Commitments
+from edge.commitment_lane import CommitmentReporter
+from edge.commitment_spool import CommitmentSpool
+from edge.counting import ANSWER_S, Counter, PeerCount
 from edge.deliver import DeliveryLane
 from edge.deliveries import Deliveries
-from edge.engine import Engine, WorkerLimits
-from edge.handover import FINDINGS_BYTES, SLICES_BYTES, Inferred, Shelf, Slices
-from edge.infer import Infer
 from edge.instances import InstanceStore
+from edge.intake_stats import IntakeStats
 from edge.journal import Journal
 from edge.options import Settings
 from edge.places import Places
 from edge.presence import ROLES, Presence
-from edge.produce import Produce
-from edge.receive import Receiver
+from edge.pull import PullRules
+from edge.receive import Receiver, ReceiveStage
 from edge.runner import Busy, Lane, StageWork, join_all, utc_now
-from edge.serving import Serving
+from edge.seal import fast_crc32
 from edge.study import Stage
 from edge.ticker import Ticker
-from model_store.package import Package
-from model_store.store import ModelStore
+
+if TYPE_CHECKING:
+    from edge.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 STOP_S: Final = 20.0
 """What is claimed may take so long to finish at a stop; systemd kills after 90 s."""
+DECODERS: Final = 1
+"""Threads that begin slices on arrival: decoding keeps up with a network on one core; the others are the
+models' and the associations'."""
 ARRIVALS_S: Final = 0.25
 """The quiet timer is looked at so often: 5 % of its default."""
 MODELS_S: Final = 2.0
 """A change of the serving table is seen so soon; `insitu model activate` rings no bell."""
 RELEASED_S: Final = 5.0
 """What was held for want of a destination, and released, goes out so soon."""
+SLOTS_S: Final = 1.0
+"""What was received has two names no longer than this; at full speed it is settled by number."""
+COMMITMENTS_S: Final = 1.0
+"""A report is tried again so soon after it is due; a ring brings a new one at once."""
+PULL_S: Final = 2.0
+"""A rule sees a study so soon after its first image; it is asked for while the rest arrives."""
 RETENTION_S: Final = 3600.0
 """Retention counts in days; once an hour spreads the deleting."""
 
@@ -91,36 +106,151 @@ def started(settings: Settings, roles: Sequence[str] = ROLES) -> Iterator[list[t
     with contextlib.ExitStack() as stack:
         for role in roles:
             stack.callback(Presence(places.runtime, role).leave)
+        metrics = stack.enter_context(_metrics(settings, places, roles))
         wake = Wake()
-        for role in set(roles) - {"receive"}:
+        for role in set(roles) & {"work", "deliver"}:
             stack.callback(Bell(places.runtime, role, wake).close)
         if "deliver" in roles:
             stack.enter_context(_deliver(settings, places, wake))
         if "work" in roles:
             stack.enter_context(_work(settings, places, wake))
         if "receive" in roles:
-            addresses.append(stack.enter_context(_receive(settings, places)))
+            addresses += stack.enter_context(_receive(settings, places, metrics))
+        if "api" in roles and settings.web.port:
+            addresses.append(stack.enter_context(_api(settings, places)))
         yield addresses
 
 
 @contextlib.contextmanager
-def _receive(settings: Settings, places: Places) -> Iterator[tuple[str, int]]:
+def _metrics(settings: Settings, places: Places, roles: Sequence[str]) -> "Iterator[Metrics | None]":
+    if not settings.metrics.port:
+        yield None
+        return
+    from edge.metrics import Metrics, MetricsServer, journal_source, port_of  # noqa: PLC0415 (where it is on)
+
+    metrics = Metrics(roles)
+    destinations = [peer.name for peer in settings.peers if peer.receives_results]
+    metrics.add(journal_source(places.journal, roles, destinations))
+    server = MetricsServer(metrics, settings.metrics.host, port_of(settings, roles))
+    try:
+        yield metrics
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def _receive(
+    settings: Settings, places: Places, metrics: "Metrics | None"
+) -> Iterator[list[tuple[str, int]]]:
+    slots_due = Wake()
     instances = InstanceStore(
-        places.instances, settings.limits.min_free_disk_bytes, durable=settings.receive.durable
+        places.instances,
+        settings.limits.min_free_disk_bytes,
+        durable=settings.receive.durable,
+        crc32=fast_crc32(),
+        walk_limits=WalkLimits(settings.limits.max_elements, settings.limits.max_sequence_depth),
+        ring=slots_due.ring,
     )
     instances.recover()
+    keeping = Ticker("slots", SLOTS_S, instances.keep, slots_due)
     arrivals = ArrivalWriter(places.arrivals)
-    receiver = Receiver(settings, instances, arrivals, ring=lambda: bell.ring(places.runtime, "work"))
-    receiver.start()
+    spool = CommitmentSpool(places.commitments)
+    spool.make()
+    commitments = Commitments(
+        spool,
+        places.instances,
+        arrivals,
+        max_waiting=settings.limits.max_commitments,
+        check_room=instances.check_room,
+        ring_work=lambda: bell.ring(places.runtime, "work"),
+        ring_deliver=lambda: bell.ring(places.runtime, "deliver"),
+        clock=utc_now,
+    )
+    stats = IntakeStats()
+    receiver = Receiver(
+        settings,
+        instances,
+        arrivals,
+        ring=lambda: bell.ring(places.runtime, "work"),
+        commitments=commitments if settings.receive.storage_commitment else None,
+        stats=stats,
+    )
+    if metrics is not None:
+        from edge.metrics import intake_source  # noqa: PLC0415 (where it is on)
+
+        metrics.add(intake_source(settings, places, receiver.stats, stats.counts))
+        metrics.add_commits(stats.counts)
+    with contextlib.ExitStack() as stack:
+        stack.callback(arrivals.close)
+        stack.callback(instances.settle)
+        keeping.start()
+        stack.callback(join_all, [keeping], STOP_S)
+        stack.callback(keeping.stop)
+        if settings.web.store_port:
+            stack.enter_context(_store_by_web(settings, places, instances, arrivals, stats))
+        commitments.start()
+        stack.callback(join_all, [commitments], STOP_S)
+        stack.callback(commitments.stop)
+        receiver.start()
+        stack.callback(receiver.stop, STOP_S)
+        yield [receiver.address, *([receiver.tls_address] if receiver.tls_address else [])]
+
+
+@contextlib.contextmanager
+def _store_by_web(
+    settings: Settings,
+    places: Places,
+    instances: InstanceStore,
+    arrivals: ArrivalWriter,
+    stats: IntakeStats,
+) -> Iterator[None]:
+    from edge.web_server import WebServer  # noqa: PLC0415 (a second of imports, where STOW-RS is on)
+    from edge.web_store import store_app  # noqa: PLC0415
+
+    stage = ReceiveStage(
+        instances,
+        arrivals,
+        ae_title=settings.node.ae_title,
+        callers={},
+        ring=lambda: bell.ring(places.runtime, "work"),
+        stats=stats,
+    )
+    server = WebServer(store_app(stage, settings), "STOW-RS", settings.web.store_port, settings)
+    server.start()
     try:
-        yield receiver.address
+        yield
     finally:
-        receiver.stop(STOP_S)
-        arrivals.close()
+        server.stop(STOP_S)
+
+
+@contextlib.contextmanager
+def _api(settings: Settings, places: Places) -> Iterator[tuple[str, int]]:
+    from edge.web_read import read_app  # noqa: PLC0415 (as above)
+    from edge.web_server import WebServer  # noqa: PLC0415
+
+    server = WebServer(read_app(places, settings), "QIDO-RS and WADO-RS", settings.web.port, settings)
+    server.start()
+    try:
+        yield server.address
+    finally:
+        server.stop(STOP_S)
 
 
 @contextlib.contextmanager
 def _work(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
+    # Decoders, image and model libraries: `receive` alone, which parses what anybody sends, never has them.
+    from dicom.layout import DecodeLimits  # noqa: PLC0415
+    from dicom.picture import warm_up  # noqa: PLC0415
+    from edge.assemble import Assembler  # noqa: PLC0415
+    from edge.engine import Engine, WorkerLimits  # noqa: PLC0415
+    from edge.handover import BEGUN_BYTES, FINDINGS_BYTES, SLICES_BYTES, Headers, Inferred, Shelf, Slices  # noqa: PLC0415
+    from edge.infer import Infer  # noqa: PLC0415
+    from edge.produce import Produce  # noqa: PLC0415
+    from edge.serving import Serving  # noqa: PLC0415
+    from edge.streaming import Begun, Streaming  # noqa: PLC0415
+    from model_store.package import Package  # noqa: PLC0415
+    from model_store.store import ModelStore  # noqa: PLC0415
+
     journal = Journal.open(places.journal)
     instances = InstanceStore(places.instances)
     limits = WorkerLimits(
@@ -131,24 +261,34 @@ def _work(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
         return Engine.start(package, limits)
 
     serving = Serving(ModelStore(places.models), start_engine)
-    slices: Slices = Shelf(SLICES_BYTES)
+    headers = Headers(journal)
     inferred: Shelf[Inferred] = Shelf(FINDINGS_BYTES)
-    decoders = ThreadPoolExecutor(1, thread_name_prefix="decode-ahead")
+    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode-ahead")
+    decode_limits = DecodeLimits(max_bytes=settings.limits.max_decoded_bytes)
+    slices: Slices = Shelf(SLICES_BYTES)
+    begun: Begun = Shelf(BEGUN_BYTES)
+    streaming = None
+    if settings.assemble.streaming:
+        streaming = Streaming(instances, serving, slices, begun, decoders, decode_limits)
     destinations = [peer.name for peer in settings.peers if peer.receives_results]
+    counter = _counter(settings, wake)
     assembler = Assembler(
         journal,
         instances,
         ArrivalReader(places.arrivals),
         serving,
         settings.assemble,
-        slices,
-        decoders,
+        headers,
         utc_now,
+        streaming=streaming,
+        counter=counter,
     )
     works: dict[Stage, StageWork] = {
         Stage.ASSEMBLE: assembler,
-        Stage.INFER: Infer(journal, instances, serving, slices, inferred, utc_now),
-        Stage.PRODUCE: Produce(journal, instances, serving, inferred, places.results, destinations, utc_now),
+        Stage.INFER: Infer(journal, instances, serving, headers, inferred, decode_limits, utc_now, streaming),
+        Stage.PRODUCE: Produce(
+            journal, instances, serving, headers, inferred, places.results, destinations, utc_now
+        ),
     }
     serving.begin(utc_now())
     put_back = journal.unclaim(list(works))
@@ -164,7 +304,7 @@ def _work(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
 
     def keep_warm() -> bool:
         warm_up()
-        serving.warm()
+        serving.warm(journal.awaited_models())
         return False
 
     tickers = [
@@ -172,7 +312,9 @@ def _work(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
         Ticker("models", MODELS_S, keep_warm, Wake()),
         Ticker("retention", RETENTION_S, delete_old, Wake()),
     ]
-    threads: list[Lane | Ticker] = [*tickers, *lanes]
+    threads: list[Lane | Ticker | Counter] = [*tickers, *lanes]
+    if counter is not None:
+        threads.append(counter)
     for thread in threads:
         thread.start()
     try:
@@ -186,6 +328,16 @@ def _work(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
         journal.close()
         if cut_off:
             log.warning("cut off while working, taken up at the next start: %s", ", ".join(cut_off))
+
+
+def _counter(settings: Settings, wake: Wake) -> Counter | None:
+    """Who asks the configured peer for the number of images; the configuration knows that it is there."""
+    for peer in settings.peers:
+        if peer.name == settings.assemble.ask_count_of:
+            destination = Destination(peer.name, peer.ae_title, peer.host, peer.port)
+            timeouts = Timeouts(ANSWER_S, ANSWER_S, ANSWER_S)
+            return Counter(PeerCount(destination, settings.node.ae_title, timeouts), wake.ring)
+    return None
 
 
 @contextlib.contextmanager
@@ -203,6 +355,10 @@ def _deliver(settings: Settings, places: Places, wake: Wake) -> Iterator[None]:
         DeliveryLane(peer, settings, journal, deliveries, places.results, wake, utc_now) for peer in peers
     ]
     threads: list[DeliveryLane | Ticker] = [ticker, *lanes]
+    reporter = CommitmentReporter(settings, CommitmentSpool(places.commitments), utc_now)
+    threads.append(Ticker("commitment-reports", COMMITMENTS_S, reporter.report_due, wake))
+    if settings.pulls:
+        threads.append(Ticker("pull", PULL_S, PullRules(settings, journal, utc_now).poll, Wake()))
     for thread in threads:
         thread.start()
     try:

@@ -25,6 +25,7 @@ from typing import Final
 from dicom.errors import PeerError
 from dicom.send import Destination, Receipt, Sender, Timeouts
 from edge.bell import Wake
+from edge.calling import destination_of
 from edge.deliveries import Deliveries
 from edge.failures import verdict_of
 from edge.journal import Journal
@@ -191,7 +192,7 @@ class DeliveryLane(threading.Thread):
         clock: Callable[[], datetime],
     ) -> None:
         super().__init__(name=f"deliver-{peer.name}", daemon=True)
-        self._destination = Destination(peer.name, peer.ae_title, peer.host, peer.port)
+        self._destination = destination_of(peer, settings)
         self._options = settings.deliver
         self._journal = journal
         self._deliveries = deliveries

@@ -1,7 +1,8 @@
 """The parts of `docs/` that are printed from the code; a test holds the documents to them.
 
 `python -m edge.documents docs` writes them anew: `insitu.toml`, `manifest.schema.json`, and what
-stands between the marks in `configuration.md`, `cli.md` and `model-package.md`.
+stands between the marks in `configuration.md`, `cli.md`, `model-package.md`,
+`conformance-statement.md` and `operations.md`.
 """
 
 import sys
@@ -12,6 +13,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from edge.cli import build
+from edge.conformance import conformance_markdown
+from edge.operations import operations_markdown
+from edge.options import TABLES
 from edge.reference import allowed, example_toml, sections, sentence, told, toml_value, unit
 from edge.steps.reference import steps_markdown
 from model_store.manifest import json_schema
@@ -26,6 +30,8 @@ def documents(directory: Path) -> dict[Path, str]:
         "configuration.md": options_markdown(),
         "cli.md": verbs_markdown(),
         "model-package.md": steps_markdown(),
+        "conformance-statement.md": conformance_markdown(),
+        "operations.md": operations_markdown(),
     }
     printed = {
         directory / name: replace_block((directory / name).read_text(), text) for name, text in pages.items()
@@ -41,7 +47,7 @@ def options_markdown() -> str:
     """The tables of `docs/configuration.md`."""
     lines = []
     for section, model in sections():
-        title = "[[peer]]" if section == "peer" else f"[{section}]"
+        title = f"[[{section}]]" if section in TABLES else f"[{section}]"
         lines += [f"### `{title}`", "", sentence(model), ""]
         lines += ["| option | default | allowed | meaning; why |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():

@@ -16,7 +16,7 @@ from typing import Final
 from edge.options import Log
 from edge.output import printable
 
-QUOTING_LIBRARIES: Final = ("pydicom", "pynetdicom", "highdicom", "PIL", "py.warnings")
+QUOTING_LIBRARIES: Final = ("pydicom", "pynetdicom", "highdicom", "PIL", "python_multipart", "py.warnings")
 """Their warnings and errors contain attribute values, or the identifiers of a query."""
 
 
@@ -65,6 +65,7 @@ def _instant(record: logging.LogRecord) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
-    if record.exc_info is None or record.exc_info[0] is None:
+    # logging keeps what it was called with: False where a caller wants no traceback, though it is not typed.
+    if not record.exc_info or record.exc_info[0] is None:
         return []
     return "".join(traceback.format_exception(*record.exc_info)).rstrip().split("\n")

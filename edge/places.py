@@ -14,6 +14,7 @@ class Places:
         self.journal = self.state / "journal.db"
         self.instances = self.state / "instances"
         self.arrivals = self.state / "arrivals"
+        self.commitments = self.state / "commitments"
         self.results = self.state / "results"
         self.models = self.state / "models"
 

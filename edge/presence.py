@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-ROLES: Final = ("receive", "work", "deliver")
+ROLES: Final = ("receive", "work", "deliver", "api")
 
 
 class AlreadyRunningError(Exception):

@@ -9,15 +9,20 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from edge.options import Option, Peer, Settings
+from edge.options import TABLES, Option, Settings
 
-_PEER_EXAMPLE: Final = {"name": "PACS", "ae_title": "PACS", "host": "10.1.2.3", "port": 104}
+_EXAMPLES: Final[Mapping[str, Mapping[str, str | int]]] = {
+    "peer": {"name": "PACS", "ae_title": "PACS", "host": "10.1.2.3", "port": 104},
+    "web_client": {"name": "viewer", "token_sha256": "0" * 64},
+    "pull": {"sender": "PACS", "modality": "MR", "archive": "PACS"},
+}
+"""Of the sections of which there may be several: values of the options without a default."""
 
 
 def options() -> Iterator[tuple[str, FieldInfo]]:
     """Every option: its dotted key (`peer[].port` in a peer) and its field, in file order."""
     for section, model in sections():
-        prefix = "peer[]" if section == "peer" else section
+        prefix = f"{section}[]" if section in TABLES else section
         for name, field in model.model_fields.items():
             yield f"{prefix}.{name}", field
 
@@ -61,15 +66,15 @@ def example_toml() -> str:
         "# Check a changed file with `insitu config check`; see all of it with `insitu config show`.",
     ]
     for section, model in sections():
-        peer = section == "peer"
+        example = _EXAMPLES.get(section)
         lines += ["", f"# {sentence(model)}"]
-        if peer:
+        if section == "peer":
             lines += ["# One table [[peer]] for each node; take away each `#` that no space follows."]
-        lines += [f"#[[{section}]]" if peer else f"[{section}]"]
+        lines += [f"#[[{section}]]" if example else f"[{section}]"]
         for name, field in model.model_fields.items():
             lines += [f"# {line}" for line in wrap(_explained(field), 105)]
-            value = _PEER_EXAMPLE.get(name, field.default) if peer else field.default
-            lines += [f"{'#' if peer else ''}{name} = {toml_value(value)}"]
+            value = (example or {}).get(name, field.default)
+            lines += [f"{'#' if example else ''}{name} = {toml_value(value)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -86,10 +91,11 @@ def to_toml(data: Mapping[str, Any]) -> str:
 def sections() -> Iterator[tuple[str, type[BaseModel]]]:
     """Every section by its name in the file, in file order."""
     for section, field in Settings.model_fields.items():
-        model = Peer if section == "peers" else field.annotation
+        name = field.alias or section
+        model = TABLES.get(name, field.annotation)
         assert isinstance(model, type)
         assert issubclass(model, BaseModel)
-        yield field.alias or section, model
+        yield name, model
 
 
 def sentence(model: type[BaseModel]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edge.commands.invocation import AsJson, config_of, settings_of
+from edge.commands.invocation import AsJson, config_of, settings_of, utc_now
 from edge.exit_codes import ExitCode
 from edge.output import message, write_json, write_text
 
@@ -21,17 +21,20 @@ def add_to(app: typer.Typer) -> None:
 
 def check(context: typer.Context, as_json: AsJson = False) -> None:
     """Name every problem of the configuration."""
+    from edge import tls
     from edge.config import ConfigError, find, load, warnings
 
     try:
         file = find(config_of(context), os.environ)
         settings = load(config_of(context), os.environ)
+        if found := tls.problems(settings, utc_now()):
+            raise ConfigError([f"{file}: {line}" for line in found])
     except ConfigError as error:
         if not as_json:
             raise
         write_json({"ok": False, "file": None, "problems": list(error.problems), "warnings": []})
         raise typer.Exit(ExitCode.CONFIGURATION) from error
-    said = warnings(settings)
+    said = (*warnings(settings), *tls.warnings(settings, utc_now()))
     if as_json:
         where = None if file is None else str(file)
         write_json({"ok": True, "file": where, "problems": [], "warnings": list(said)})

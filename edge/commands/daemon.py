@@ -30,6 +30,7 @@ class Role(StrEnum):
     RECEIVE = "receive"
     WORK = "work"
     DELIVER = "deliver"
+    API = "api"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,7 +44,7 @@ def run(
     context: typer.Context,
     role: Annotated[
         list[Role] | None,
-        typer.Option(metavar="ROLE", help="receive, work or deliver: this one alone; may be given again."),
+        typer.Option(metavar="ROLE", help="receive, work, deliver or api: this alone; may be given again."),
     ] = None,
 ) -> None:
     """Run the daemon: all roles, or those that are named.
@@ -82,6 +83,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     studies = _studies(settings)
     models = active_models(settings)
     free = _free_bytes(settings.directories.state)
+    commitments = _commitments(settings)
     if as_json:
         write_json(
             {
@@ -94,6 +96,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
                 "roles": {role: {"runs": role in found, "pid": found.get(role)} for role in ROLES},
                 "studies": studies,
                 "models": models,
+                "commitments": commitments,
                 "disk": {"free_bytes": free, "refuses_below_bytes": settings.limits.min_free_disk_bytes},
             }
         )
@@ -108,6 +111,10 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
                 ],
                 ("studies", ", ".join(counts) or "none"),
                 ("models", ", ".join(f"{m['name']} {m['version']}" for m in models) or "none is active"),
+                (
+                    "commitments",
+                    ", ".join(f"{count} {state}" for state, count in commitments.items() if count) or "none",
+                ),
                 ("disk", _disk(free, settings.limits.min_free_disk_bytes)),
             ]
         )
@@ -143,6 +150,13 @@ def _studies(settings: "Settings") -> dict[str, int] | None:
 
     with contextlib.closing(Journal.open(path, readonly=True)) as journal:
         return waiting(journal)
+
+
+def _commitments(settings: "Settings") -> dict[str, int]:
+    from edge.commitment_spool import CommitmentSpool
+    from edge.places import Places
+
+    return CommitmentSpool(Places(settings.directories).commitments).states()
 
 
 def _free_bytes(directory: Path) -> int | None:

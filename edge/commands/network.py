@@ -58,7 +58,7 @@ def send(
     if len(words) < 3 or words[-2] != "to":
         raise typer.BadParameter("say what to send, the word `to`, and where: scans/ to 10.1.2.3:104:PACS")
     settings = settings_of(context)
-    destination = _destination(words[-1], settings)
+    destination = destination_of(words[-1], settings)
     files, skipped = _dicom_files([Path(word) for word in words[:-2]])
     if not files:
         _tell_skipped(skipped)
@@ -116,7 +116,7 @@ def echo(
     from dicom.send import Sender
 
     settings = settings_of(context)
-    destination = _destination(where, settings)
+    destination = destination_of(where, settings)
     sender = Sender(destination, _calling(calling, settings))
     begun = time.monotonic()
     sender.echo()
@@ -128,12 +128,19 @@ def echo(
         write_pairs([(str(destination), f"answered in {seconds * 1000:.0f} ms")])
 
 
-def _destination(text: str, settings: "Settings") -> "Destination":
+def destination_of(text: str, settings: "Settings") -> "Destination":
+    """The node that `text` names: a [[peer]], or HOST:PORT:AET.
+
+    Raises:
+        CommandError: there is no such peer.
+        typer.BadParameter: it is no address.
+    """
     from dicom.send import Destination
+    from edge.calling import destination_of as of_peer
 
     for peer in settings.peers:
         if peer.name == text:
-            return Destination(peer.name, peer.ae_title, peer.host, peer.port)
+            return of_peer(peer, settings)
     if ":" not in text:
         names = ", ".join(peer.name for peer in settings.peers) or "none is configured"
         raise CommandError(

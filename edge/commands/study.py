@@ -162,7 +162,7 @@ def _find(journal: "Journal", name: str) -> "StudyDetail":
 
 def _write_detail(detail: "StudyDetail") -> None:
     row = detail.study
-    closed = f", closed by {row.closed_by}" if row.closed_by else ""
+    closed = f", closed {local_time(row.closed)} by {row.closed_by}" if row.closed_by else ""
     write_pairs(
         [
             ("study", row.study_key),
@@ -196,7 +196,7 @@ def _write_detail(detail: "StudyDetail") -> None:
                     item.stage,
                     item.attempt,
                     local_time(item.next_attempt) if item.stage in {"infer", "produce"} else "",
-                    item.reason,
+                    f"superseded by {item.superseded_by[:KEY_SHOWN]}" if item.superseded_by else item.reason,
                 ]
                 for item in items
             ],

@@ -28,7 +28,10 @@ HOST_ALLOWED = "an IP address or a host name"
 PATH_ALLOWED = "an absolute path below /, without `..`"
 NET_ALLOWED = 'a list of at most 64 IP addresses and networks, such as ["10.1.2.3", "10.1.8.0/24"]'
 PORT_ALLOWED = "a whole number, 1 to 65535"
-PEER_OPTIONS = "name, ae_title, host, port, may_send, receives_results, address_check, accept_from"
+PEER_OPTIONS = (
+    "name, ae_title, host, port, may_send, receives_results, address_check, accept_from, "
+    "certificate_sha256, tls, tls_name"
+)
 IS_TAKEN = "which peer[0] has; each peer has its own"
 NAME_ALLOWED = "1 to 64 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"
 

@@ -13,7 +13,7 @@ from edge.config import effective, parse
 from edge.documents import documents, replace_block
 from edge.exit_codes import MEANING, ExitCode, table
 from edge.journal_view import STATES
-from edge.options import Settings
+from edge.options import TABLES, Settings
 from edge.presence import ROLES
 from edge.reference import allowed, example_toml, options, told, toml_value
 from edge.version import VERSION
@@ -57,12 +57,12 @@ def test_the_example_file_is_the_defaults_and_names_every_option() -> None:
     assert parse(text.encode(), "insitu.toml") == Settings()
     with_peer = re.sub(r"(?m)^#(?! )", "", text)
     data = tomllib.loads(with_peer)
-    named = {f"{section}.{name}" for section in data if section != "peer" for name in data[section]}
-    named |= {f"peer[].{name}" for name in data["peer"][0]}
+    named = {f"{section}.{name}" for section in data if section not in TABLES for name in data[section]}
+    named |= {f"{section}[].{name}" for section in TABLES for name in data[section][0]}
     assert named == {key for key, _ in options()}
     settings = parse(with_peer.encode(), "insitu.toml")
     assert settings.peers[0].name == "PACS"
-    assert effective(settings) | {"peer": []} == effective(Settings())
+    assert effective(settings) | {section: [] for section in TABLES} == effective(Settings())
 
 
 def test_the_least_useful_example_of_the_document_is_a_configuration() -> None:
