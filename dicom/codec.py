@@ -11,11 +11,15 @@ header before a decoder sees it. Found in imagecodecs 2026.3.6 by changing bytes
 * `dicomrle_decode` crashes the process on a false segment offset: RLE is taken apart here.
 * `htj2k_decode` (OpenJPH) swallows the decoder's errors, giving a damaged picture, and can
   run for ever: HTJ2K goes through OpenJPEG, which takes twice the time and refuses.
-* `jpeg8_decode` fills what a cut JPEG lacks with grey: the end marker is asked for. Damage
-  within a JPEG that keeps its markers cannot be told from pixels.
-* `jpegls_decode` (CharLS) can need 12 s to refuse a cut or damaged frame (its count of bits
-  left wraps round). The end marker saves it for one that was cut; for one that was made to
-  do harm it does not: callers stop at the first error of a series.
+* `jpeg8_decode` fills what a cut JPEG lacks with grey: its markers are walked up to the end
+  marker. Damage within a JPEG that keeps its markers cannot be told from pixels. It passes
+  over markers without a length and over bytes between segments, behind which a larger frame
+  header can stand: none of them is taken.
+* `jpegls_decode` (CharLS) needs up to 28 s to refuse a scan that runs to the last byte of the
+  codestream (its count of bits left wraps round). A marker behind the scan is what it needs
+  to stop at once; the walk asks for one.
+* `jpeg2k_decode` (OpenJPEG) takes memory for tiles, precincts and code-blocks of which no byte
+  came: they are counted first.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,11 +36,10 @@ from dicom.codestream import (
     SEQUENTIAL,
     Codestream,
     read_jpeg,
-    read_jpeg2000,
-    require_end,
     rle_segments,
 )
 from dicom.errors import DecodeError
+from dicom.jpeg2000 import read_jpeg2000
 from dicom.layout import PixelLayout, spread_bits
 
 
@@ -104,7 +107,6 @@ def _rle(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
 
 def _jpeg_sequential(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
     stream = _check(read_jpeg(data, SEQUENTIAL), layout)
-    require_end(data)
     if layout.samples == 1:
         frame = _call("jpeg8_decode", data)
         return _typed(frame, stream.precision, layout), layout.photometric_interpretation
@@ -117,7 +119,6 @@ def _jpeg_sequential(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], st
 
 def _jpeg_lossless(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
     stream = _check(read_jpeg(data, LOSSLESS), layout)
-    require_end(data)
     colours = {"colorspace": "RGB", "outcolorspace": "RGB"} if layout.samples == 3 else {}
     frame = _call("jpeg8_decode", data, **colours)
     return (
@@ -128,7 +129,6 @@ def _jpeg_lossless(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]
 
 def _jpeg_ls(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
     stream = _check(read_jpeg(data, JPEG_LS), layout)
-    require_end(data)
     frame = _call("jpegls_decode", data)
     if layout.samples == 3 and frame.shape == (3, layout.rows, layout.columns):  # interleave mode "none"
         frame = np.ascontiguousarray(np.moveaxis(frame, 0, -1))
@@ -138,7 +138,6 @@ def _jpeg_ls(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
 def _jpeg2000(data: bytes, layout: PixelLayout) -> tuple[NDArray[Any], str]:
     stream, bare = read_jpeg2000(data)
     _check(stream, layout)
-    require_end(bare)
     frame = _call("jpeg2k_decode", bare, numthreads=1)
     photometric = layout.photometric_interpretation
     if photometric in ("YBR_ICT", "YBR_RCT"):  # PS3.5 §8.2.4: the decoder undoes these

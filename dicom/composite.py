@@ -6,7 +6,7 @@ Owns the modules that a Segmentation, a report and a picture share (PS3.3 §C.7.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import groupby
 from typing import Final
 
@@ -23,6 +23,7 @@ from dicom.header import InstanceHeader
 from dicom.provenance import NOT_FOR_DIAGNOSIS_MARK, contributing_equipment, equipment
 from dicom.results import ResultContext, ResultObject
 from dicom.source import SourceSeries
+from dicom.statements import description
 from dicom.uid import derive
 
 Body = Callable[[Encoder], list[bytes]]
@@ -32,6 +33,8 @@ _LOSSY_SYNTAXES: Final = frozenset(
 )
 """Lossy transfer syntaxes; .91, .93 and .203 may be lossless too, and do not say: better said than not."""
 
+_LO: Final = 64  # characters (PS3.5 §6.2)
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -40,17 +43,18 @@ class Kind:
     name: str
     sop_class_uid: str
     modality: str
-    series_number: int
-    """Far above a scanner's; the same for every model: the Standard does not ask it to be unique."""
+    series_numbers: range
+    """Far above a scanner's. Each item takes one of 10,000, chosen by its identity: two series or models
+    of one study share one only by a chance of 1 in 10,000, and nothing breaks when they do."""
     noun: str
 
 
 KINDS: Final[Mapping[str, Kind]] = {
     kind.name: kind
     for kind in (
-        Kind("SEG", "1.2.840.10008.5.1.4.1.1.66.4", "SEG", 9701, "Segmentation"),
-        Kind("SR", "1.2.840.10008.5.1.4.1.1.88.34", "SR", 9702, "Report"),
-        Kind("SC", "1.2.840.10008.5.1.4.1.1.7", "OT", 9703, "Picture"),
+        Kind("SEG", "1.2.840.10008.5.1.4.1.1.66.4", "SEG", range(900_001, 1_000_000, 10), "Segmentation"),
+        Kind("SR", "1.2.840.10008.5.1.4.1.1.88.34", "SR", range(900_002, 1_000_000, 10), "Report"),
+        Kind("SC", "1.2.840.10008.5.1.4.1.1.7", "OT", range(900_003, 1_000_000, 10), "Picture"),
     )
 }
 
@@ -121,13 +125,35 @@ def by_series(headers: Iterable[InstanceHeader]) -> list[tuple[str, list[Instanc
     ]
 
 
-def local_time(source: SourceSeries, created: datetime) -> datetime:
-    """`created` in the source's time zone where the source names one, else as it was given."""
+def local_time(source: SourceSeries, created: datetime, zone: tzinfo | None = None) -> datetime:
+    """`created` in the source's time zone where the source names one, else in that of the box.
+
+    A time without zone is local time (PS3.3 §C.12.1.1.8), as the images' are: a result in UTC would
+    sort before its images in a hospital east of Greenwich.
+
+    Args:
+        source: may have (0008,0201).
+        created: aware.
+        zone: of the box; None asks the system (TZ).
+    """
     text = source.values.get("TimezoneOffsetFromUTC", "")
     if not text:
-        return created
+        return created.astimezone(zone)
     offset = timedelta(hours=int(text[1:3]), minutes=int(text[3:5]))
     return created.astimezone(timezone(-offset if text[0] == "-" else offset))
+
+
+def in_its_letters(encode: Encoder, text: str) -> str:
+    """The text with a question mark for each character that the object's character set lacks.
+
+    For free text of a series: it must not change in which characters the patient's name is written.
+    """
+    try:
+        for start in range(0, len(text), _LO):  # the encoder looks at what fits
+            encode("SeriesDescription", text[start : start + _LO])
+    except UnicodeEncodeError:
+        return text.encode("ascii", "replace").decode("ascii")
+    return text
 
 
 def lossy_compression(
@@ -166,8 +192,8 @@ def _common(
         encode("InstanceCreationTime", time_of(created)),
         encode("Modality", kind.modality),
         encode("SeriesInstanceUID", names.series_instance_uid),
-        encode("SeriesNumber", kind.series_number),
-        encode("SeriesDescription", _series_description(context, kind)),
+        encode("SeriesNumber", _series_number(context, kind)),
+        encode("SeriesDescription", in_its_letters(encode, _series_description(context, kind))),
         encode("SeriesDate", date_of(created)),
         encode("SeriesTime", time_of(created)),
         encode("InstanceNumber", 1),
@@ -199,7 +225,31 @@ def _patient_and_study(encode: Encoder, source: SourceSeries, context: ResultCon
     return elements
 
 
+def _series_number(context: ResultContext, kind: Kind) -> int:
+    """One of the kind's numbers, the same for all that has this identity."""
+    slot = int(derive(*context.identity, "series number").rpartition(".")[2])
+    return kind.series_numbers[slot % len(kind.series_numbers)]
+
+
 def _series_description(context: ResultContext, kind: Kind) -> str:
-    what = f"{kind.noun} {context.algorithm.name} {context.algorithm.version}"
+    """Kind, title, version, source series and remark in LO's 64 characters; version and remark are whole."""
+    algorithm, header = context.algorithm, context.inputs[0]
     remark = f" - {NOT_FOR_DIAGNOSIS_MARK}"
-    return what[: 64 - len(remark)].rstrip() + remark  # the remark must survive LO's 64 characters
+    number = "" if header.series_number is None else str(header.series_number)
+    source = f"of {number} {description(header)}".replace("  ", " ").rstrip()
+    source = "" if source == "of" else source
+    parts = [kind.noun, algorithm.name, algorithm.version, source]
+    whole = " ".join(part for part in parts if part) + remark
+    if len(whole) <= _LO:
+        return whole
+    room = _LO - len(remark) - len(f"{kind.name}  {algorithm.version} ")
+    title = _shortened(algorithm.name, max(room - len(source), (room + 1) // 2))
+    source = _shortened(source, room - len(title))
+    parts = [kind.name, title, algorithm.version, source]
+    return " ".join(part for part in parts if part)[: _LO - len(remark)] + remark
+
+
+def _shortened(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    return f"{text[: width - 2].rstrip()}.." if width > 4 else ""

@@ -96,14 +96,20 @@ def modality_values(
         out: where to write, of the same shape; new memory if None.
 
     Raises:
-        HeaderError: slope or intercept is not finite, or the slope is 0.
+        UnsupportedError: the slope is 0, which makes one value of all.
+        HeaderError: slope or intercept is not finite.
     """
     slope = 1.0 if header.rescale_slope is None else header.rescale_slope
     intercept = 0.0 if header.rescale_intercept is None else header.rescale_intercept
-    if not 0 < abs(slope) <= MAX_RESCALE or not abs(intercept) <= MAX_RESCALE:
+    if slope == 0:
+        raise UnsupportedError(
+            f"SOP Instance {header.sop_instance_uid}: (0028,1053) Rescale Slope is 0, which makes one value"
+            " of all; allowed is any other number"
+        )
+    if not abs(slope) <= MAX_RESCALE or not abs(intercept) <= MAX_RESCALE:
         raise HeaderError(
             f"SOP Instance {header.sop_instance_uid}: (0028,1053) Rescale Slope is {slope} and (0028,1052)"
-            f" Rescale Intercept is {intercept}, must be finite, the slope not 0"
+            f" Rescale Intercept is {intercept}, must be within {MAX_RESCALE:g}"
         )
     if frames.dtype.itemsize > 2 and (slope, intercept) != (1.0, 0.0):
         exact = frames.astype(np.float64) * slope + intercept  # 32-bit values do not fit float32

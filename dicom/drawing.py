@@ -28,6 +28,7 @@ FOREGROUND: Final = 16
 """Grey level above which a pixel is no air; noise of a well windowed image stays below."""
 _SAMPLES: Final = 200_000  # pixels whose percentiles stand for all: one part in a thousand of error
 _SHADOW: Final[Colour] = (0, 0, 0)
+_MAX_TEXT: Final = 256  # characters that are looked at when a line is shortened: five times what one holds
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def tile(
     """
     height, width = size
     shrinking = height * width < level.size
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
+    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR  # a cubic one draws halos beside edges
     small = np.asarray(cv2.resize(np.ascontiguousarray(level), (width, height), interpolation=method))
     plain: Picture = np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2RGB))
     if labels is None:
@@ -209,28 +210,38 @@ def width_of(text: str, height: int = 14, *, bold: bool = False) -> int:
 
 
 def fitting(text: str, width: int, height: int = 14, *, bold: bool = False) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text, with an ellipsis in its middle where it is wider than `width` pixels.
+
+    Names that differ often do so at their end ("…, left", "…, right").
+    """
     if width_of(text, height, bold=bold) <= width:
         return text
-    while text and width_of(f"{text}...", height, bold=bold) > width:
-        text = text[:-1]
-    return f"{text}..."
+    text = text[:_MAX_TEXT]
+    kept = len(text) - 1
+    while kept > 0 and width_of(_without_middle(text, kept), height, bold=bold) > width:
+        kept -= 1
+    return _without_middle(text, kept)
 
 
-def wrapped(text: str, width: int, height: int = 14) -> list[str]:
+def wrapped(text: str, width: int, height: int = 14, *, bold: bool = False) -> list[str]:
     """The lines of a text that are at most `width` pixels wide; a longer word is cut."""
     lines: list[str] = []
     for word in text.split():
-        if lines and width_of(f"{lines[-1]} {word}", height) <= width:
+        if lines and width_of(f"{lines[-1]} {word}", height, bold=bold) <= width:
             lines[-1] = f"{lines[-1]} {word}"
             continue
         rest = word
-        while width_of(rest, height) > width and len(rest) > 1:
-            cut = max(1, len(rest) * width // width_of(rest, height))
+        while width_of(rest, height, bold=bold) > width and len(rest) > 1:
+            cut = max(1, len(rest) * width // width_of(rest, height, bold=bold))
             lines.append(rest[:cut])
             rest = rest[cut:]
         lines.append(rest)
     return lines
+
+
+def _without_middle(text: str, kept: int) -> str:
+    head = (kept + 1) // 2
+    return f"{text[:head].rstrip()}...{text[len(text) - (kept - head) :].lstrip()}"
 
 
 def _font(height: int, *, bold: bool) -> tuple[int, float]:

@@ -9,6 +9,7 @@ Security: as `dicom.walk`. A value that is not what its VR says is as if absent,
 unless a wrong guess could pass for a right one: then the instance is refused.
 """
 
+import hashlib
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -20,10 +21,12 @@ from dicom.charset import decode_text
 from dicom.errors import HeaderError
 from dicom.part10 import MAX_META_BYTES, read_meta
 from dicom.uid import is_valid
-from dicom.walk import Elements, Wanted, find, show
+from dicom.walk import NO_OTHER_LIMITS, Elements, WalkLimits, Wanted, find, show
 
 HEAD_BYTES: Final = 64 * 1024
 """What is read of a file at first; the attributes of nearly every image lie within it."""
+PATIENT_KEY_DIGITS: Final = 16
+"""64 bits: two of the patients of one series do not meet by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ class InstanceHeader:
     protocol_name: str = ""
     scanning_sequence: tuple[str, ...] = ()
     contrast_agent: str = ""
+    patient_key: str = ""
+    """A pseudonym of Patient ID (0010,0020) and Issuer of Patient ID (0010,0021): equal for one patient.
+    Empty where there is no Patient ID. It keeps the identifier out of journals and logs; who knows the
+    identifiers of a hospital can compute it."""
+    patient_orientation: tuple[str, ...] = ()
+    """(0020,0020): to where the rows and the columns of a plain image run, as (L, F)."""
     series_number: int | None = None
     instance_number: int | None = None
     acquisition_number: int | None = None
@@ -80,19 +89,22 @@ class InstanceHeader:
     """Its length in bytes; None for an encapsulated (undefined length) value."""
 
 
-def scan(data: bytes | memoryview, transfer_syntax_uid: str) -> InstanceHeader:
+def scan(
+    data: bytes | memoryview, transfer_syntax_uid: str, limits: WalkLimits = NO_OTHER_LIMITS
+) -> InstanceHeader:
     """The header of an encoded data set (without preamble and File Meta Information).
 
     Args:
         data: the data set, or its beginning up to anywhere within the value of Pixel Data.
         transfer_syntax_uid: how it is encoded; see `dicom.walk.find`.
+        limits: on elements and depth.
 
     Raises:
         HeaderError: the SOP Class, SOP Instance, Study or Series Instance UID is missing or
-            invalid; a number that says how the pixels lie is no number; the encoding is broken
-            before Pixel Data.
+            invalid; a number that says how the pixels lie, or what their values mean, is no
+            number; the encoding is broken before Pixel Data.
     """
-    elements = find(data, transfer_syntax_uid, _WANTED)
+    elements = find(data, transfer_syntax_uid, _WANTED, limits)
     fields: dict[str, Any] = {"transfer_syntax_uid": transfer_syntax_uid}
     for tag, raw in elements.values.items():
         name, parse = _ATTRIBUTES[tag]
@@ -126,7 +138,9 @@ def scan_file(path: Path) -> tuple[InstanceHeader, int]:
         os.close(handle)
 
 
-def scan_descriptor(handle: int, dataset_offset: int, transfer_syntax_uid: str) -> InstanceHeader:
+def scan_descriptor(
+    handle: int, dataset_offset: int, transfer_syntax_uid: str, limits: WalkLimits = NO_OTHER_LIMITS
+) -> InstanceHeader:
     """As `scan`, of an open file whose data set begins at `dataset_offset`; its position is not used.
 
     Only the beginning is read, unless Pixel Data does not begin there; then the file is mapped.
@@ -134,7 +148,7 @@ def scan_descriptor(handle: int, dataset_offset: int, transfer_syntax_uid: str) 
     head = os.pread(handle, HEAD_BYTES, dataset_offset)
     is_whole = len(head) < HEAD_BYTES
     try:
-        header = scan(head, transfer_syntax_uid)
+        header = scan(head, transfer_syntax_uid, limits)
     except HeaderError:
         if is_whole:
             raise
@@ -146,7 +160,7 @@ def scan_descriptor(handle: int, dataset_offset: int, transfer_syntax_uid: str) 
         memoryview(mapped) as view,
         view[dataset_offset:] as data,
     ):
-        return scan(data, transfer_syntax_uid)
+        return scan(data, transfer_syntax_uid, limits)
 
 
 def _check(fields: dict[str, Any], elements: Elements) -> None:
@@ -161,10 +175,17 @@ def _check(fields: dict[str, Any], elements: Elements) -> None:
             if elements.values.get(tag, b"").strip(b"\0 "):
                 raise HeaderError(f"data set: {show(tag)} {name} is not a number")
             fields[name] = default
+    for tag, name in _MEANINGS.items():
+        if fields.get(name) is None and elements.values.get(tag, b"").strip(b"\0 "):
+            raise HeaderError(f"data set: {show(tag)} {name} is not one decimal number (PS3.5 §6.2)")
     if fields["number_of_frames"] == 0:
         fields["number_of_frames"] = 1  # Off-spec: some writers mean "one"; pydicom reads it so
     if fields["number_of_frames"] < 0:
         raise HeaderError("data set: (0028,0008) number_of_frames is below 1")
+    patient_id, issuer = fields.pop("patient_id", b""), fields.pop("issuer_of_patient_id", b"")
+    if patient_id:
+        digest = hashlib.sha256(patient_id + b"\0" + issuer).hexdigest()
+        fields["patient_key"] = digest[:PATIENT_KEY_DIGITS]
     image_laterality = fields.pop("image_laterality", "")
     if image_laterality:
         fields["laterality"] = image_laterality
@@ -173,6 +194,10 @@ def _check(fields: dict[str, Any], elements: Elements) -> None:
 def _uid(raw: bytes) -> str:
     uid = raw.rstrip(b"\0 ").decode("ascii", "replace")
     return uid if is_valid(uid) else ""
+
+
+def _bytes(raw: bytes) -> bytes:
+    return raw.strip(b" \0")
 
 
 def _code(raw: bytes) -> str:
@@ -242,6 +267,10 @@ _CERTAIN: Final[Mapping[int, tuple[str, int]]] = {  # never None: what absence m
     0x00280008: ("number_of_frames", 1),
     0x00280103: ("pixel_representation", 0),
 }
+_MEANINGS: Final[Mapping[int, str]] = {  # absent they mean 0 and 1; a wrong guess passes for Hounsfield units
+    0x00281052: "rescale_intercept",
+    0x00281053: "rescale_slope",
+}
 _TEXTS: Final[dict[int, str]] = {  # VR LO, in the data set's character set
     0x0008103E: "series_description",
     0x00180010: "contrast_agent",
@@ -263,6 +292,8 @@ _ATTRIBUTES: Final[Mapping[int, tuple[str, Callable[[bytes], object] | None]]] =
     _CHARSET: ("charset", _code),
     0x00080008: ("image_type", _codes),
     0x00080060: ("modality", _code),
+    0x00100020: ("patient_id", _bytes),
+    0x00100021: ("issuer_of_patient_id", _bytes),
     0x00180015: ("body_part_examined", _code),
     0x00180020: ("scanning_sequence", _codes),
     0x00180050: ("slice_thickness_mm", _decimal),
@@ -273,6 +304,7 @@ _ATTRIBUTES: Final[Mapping[int, tuple[str, Callable[[bytes], object] | None]]] =
     0x00200011: ("series_number", _integer),
     0x00200012: ("acquisition_number", _integer),
     0x00200013: ("instance_number", _integer),
+    0x00200020: ("patient_orientation", _codes),
     0x00200032: ("image_position_mm", _three),
     0x00200037: ("image_orientation", _six),
     0x00200052: ("frame_of_reference_uid", _uid),

@@ -1,7 +1,7 @@
 """The findings as a picture: an RGB Secondary Capture that every viewer shows (PS3.3 §A.8.1, §C.8.6).
 
 Owns the layout: key slices with the segments drawn on them, or the one image, beside a panel with
-the algorithm, the values, the warnings. "NOT FOR DIAGNOSIS" is burned in, and no patient
+the algorithm, the source series, the warnings, the values. "NOT FOR DIAGNOSIS" is burned in, and no patient
 data is. It repeats what report and segmentation say for those who cannot show them, and is never alone.
 """
 
@@ -15,9 +15,9 @@ from dicom import drawing
 from dicom.composite import KINDS, encode_object, local_time, lossy_compression, references
 from dicom.drawing import Colour, Picture
 from dicom.element import Encoder, date_of, pixel_data, time_of
+from dicom.panel import TEXT, panel_lines
 from dicom.provenance import NOT_FOR_DIAGNOSIS, NOT_FOR_DIAGNOSIS_MARK
-from dicom.report import statements
-from dicom.results import Findings, Measurement, ResultContext, ResultObject
+from dicom.results import Findings, ResultContext, ResultObject
 from dicom.source import SourceSeries
 from dicom.volume import Image, Volume
 
@@ -33,14 +33,10 @@ _MARGIN: Final = 16
 _GAP: Final = 6
 _LINE: Final = 22
 _BANNER: Final = 34
-_MAX_LINES: Final = 30  # of the panel; what is cut off is said
 _TILES: Final = 12
 
 _PANEL_BACKGROUND: Final[Colour] = (22, 24, 28)
 _BANNER_BACKGROUND: Final[Colour] = (140, 20, 20)
-_TEXT: Final[Colour] = (226, 228, 232)
-_FAINT: Final[Colour] = (150, 155, 164)
-_AMBER: Final[Colour] = (255, 190, 60)
 _MARK: Final[Colour] = (255, 221, 87)
 
 
@@ -113,8 +109,8 @@ def render(pixels: Volume | Image, findings: Findings, context: ResultContext) -
 def warm_up() -> None:
     """Pay what the first picture of a process costs: fonts and tables of OpenCV."""
     ink = np.zeros((64, 256, 3), np.uint8)
-    drawing.write(ink, "0", (8, 40), _TEXT)
-    drawing.write(ink, "0", (60, 40), _TEXT, bold=True)
+    drawing.write(ink, "0", (8, 40), TEXT)
+    drawing.write(ink, "0", (60, 40), TEXT, bold=True)
     drawing.tile(np.zeros((32, 32), np.uint8), None, (), (48, 48))
 
 
@@ -235,7 +231,7 @@ def _fitted(extent_mm: tuple[float, float], room: tuple[int, int]) -> tuple[int,
 
 def _annotate(cell: Picture, view: drawing.View, number: str) -> None:
     height, width = cell.shape[:2]
-    drawing.write(cell, number, (6, height - 8), _TEXT, 12, shadow=True)
+    drawing.write(cell, number, (6, height - 8), TEXT, 12, shadow=True)
     drawing.write(cell, view.left, (5, height // 2 + 5), _MARK, 12, shadow=True)
     right = width - 5 - drawing.width_of(view.right, 12)
     drawing.write(cell, view.right, (right, height // 2 + 5), _MARK, 12, shadow=True)
@@ -243,71 +239,19 @@ def _annotate(cell: Picture, view: drawing.View, number: str) -> None:
     drawing.write(cell, view.top, (top, 16), _MARK, 12, shadow=True)
 
 
-@dataclass(frozen=True)
-class _Line:
-    text: str
-    colour: Colour = _TEXT
-    height: int = 14
-    bold: bool = False
-    swatch: Colour | None = None
-    value: str = ""
-    """Set against the right edge."""
-
-
 def _draw_panel(panel: Picture, findings: Findings, context: ResultContext) -> None:
-    """Algorithm, legend with values, answers, what is said in words."""
+    """The lines of `panel_lines`, each in its place."""
     panel[:] = _PANEL_BACKGROUND
-    lines = _lines(findings, context)
-    room = (panel.shape[0] - 2 * _MARGIN) // _LINE
-    if len(lines) > min(room, _MAX_LINES):
-        lines = [*lines[: min(room, _MAX_LINES) - 1], _Line("... more in the report", _AMBER)]
     y = _MARGIN + 16
-    for line in lines:
-        x = _MARGIN
+    for line in panel_lines(findings, context):
+        x = _MARGIN + line.indent
         if line.swatch is not None:
-            panel[y - 13 : y + 1, x : x + 14] = line.swatch
-            x += 22
+            panel[y - 13 : y + 1, _MARGIN : _MARGIN + 14] = line.swatch
         right = _PANEL - _MARGIN
         if line.value:
-            value = drawing.fitting(line.value, _PANEL // 2, line.height, bold=True)
-            right -= drawing.width_of(value, line.height, bold=True)
-            drawing.write(panel, value, (right, y), line.colour, line.height, bold=True)
+            right -= drawing.width_of(line.value, line.height, bold=True)
+            drawing.write(panel, line.value, (right, y), line.colour, line.height, bold=True)
             right -= _GAP
         text = drawing.fitting(line.text, right - x, line.height, bold=line.bold)
         drawing.write(panel, text, (x, y), line.colour, line.height, bold=line.bold)
         y += _LINE
-
-
-def _lines(findings: Findings, context: ResultContext) -> list[_Line]:
-    algorithm = context.algorithm
-    width = _PANEL - 2 * _MARGIN
-    lines = [_Line(text, height=17, bold=True) for text in drawing.wrapped(algorithm.name, width - 40, 17)]
-    lines += [
-        _Line(f"version {algorithm.version}", _FAINT),
-        _Line(algorithm.manufacturer, _FAINT),
-        _Line(f"model {algorithm.model_digest[:16]}", _FAINT, 12),
-        _Line(""),
-    ]
-    for segment in findings.segments:
-        values = [item for item in findings.measurements if item.label_value == segment.label_value]
-        lines.append(_Line(segment.label, swatch=segment.rgb, value=_value(values[0]) if values else ""))
-        lines += [_Line(f"    {item.name.meaning}", _FAINT, value=_value(item)) for item in values[1:]]
-    for item in findings.measurements:
-        if item.label_value is None:
-            lines.append(_Line(item.name.meaning, value=_value(item)))
-    for answer in findings.evaluations:
-        lines.append(_Line(answer.name.meaning, bold=True, value=answer.value.meaning))
-    lines.append(_Line(""))
-    for said in statements(findings):
-        colour = _FAINT if said.startswith(NOT_FOR_DIAGNOSIS) else _AMBER
-        lines += [_Line(text, colour) for text in drawing.wrapped(said, width)]
-    lines += [_Line(""), _Line(context.created.strftime("%Y-%m-%d %H:%M %Z").strip(), _FAINT, 12)]
-    return lines
-
-
-def _value(item: Measurement) -> str:
-    """A number as a reader wants it: four figures at most, with its unit."""
-    size = abs(item.value)
-    text = f"{item.value:.0f}" if size >= 1000 else f"{item.value:.1f}" if size >= 10 else f"{item.value:.3g}"
-    unit = "" if item.unit.value == "1" else f" {item.unit.value.strip('{}')}"
-    return f"{text}{unit}"

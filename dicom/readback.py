@@ -7,7 +7,7 @@ which the writing side does not use (PS3.16 TID 1500; PS3.3 §C.8.20).
 Security: a result may come back from an archive; sizes are bounded before they are allocated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +19,10 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicom import codes
+from dicom.composite import KINDS, names_of
 from dicom.errors import HeaderError
-from dicom.results import Code, Evaluation, Measurement
+from dicom.header import scan_file
+from dicom.results import Code, Evaluation, Measurement, ResultContext
 
 MAX_VOXELS: Final = 1 << 31
 """Of one label map: 2 GiB, four times 2,048 slices of 512 by 512."""
@@ -78,6 +80,62 @@ class SegmentationSummary:
     study_instance_uid: str
     series_instance_uid: str
     sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A result object that lies on disk, whole."""
+
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    size_bytes: int
+
+
+def find_written(
+    directory: Path, kinds: Collection[str], context: ResultContext
+) -> tuple[Written, ...] | None:
+    """The objects of `context` that an earlier run left in `directory`, in the order of `KINDS`.
+
+    An instance that may have been sent must never come again with other content (PS3.3 §C.12.1),
+    and one made anew would have other times.
+
+    Returns:
+        None unless exactly these kinds are there, each readable, whole, and with the UIDs
+        that are derived from the context's identity now.
+    """
+    if {path.stem for path in directory.glob("*.dcm")} != set(kinds):
+        return None
+    found = [_written(directory / f"{kind}.dcm", kind, context) for kind in KINDS if kind in kinds]
+    whole = tuple(each for each in found if each is not None)
+    return whole if len(whole) == len(found) else None
+
+
+def _written(path: Path, kind: str, context: ResultContext) -> Written | None:
+    try:
+        header, dataset_offset = scan_file(path)
+        size = path.stat().st_size
+    except (HeaderError, OSError):
+        return None
+    names = names_of(context, KINDS[kind])
+    is_ours = (
+        header.sop_class_uid == KINDS[kind].sop_class_uid
+        and header.sop_instance_uid == names.sop_instance_uid
+        and header.series_instance_uid == names.series_instance_uid
+        and header.study_instance_uid == context.study_instance_uid
+    )
+    if kind == "SR":  # it ends with its tree: what is cut off cannot be read
+        try:
+            is_whole = read_report(path).sop_instance_uid == names.sop_instance_uid
+        except HeaderError:
+            is_whole = False
+    else:
+        offset, length = header.pixel_data_offset, header.pixel_data_length
+        is_whole = offset is not None and length is not None and dataset_offset + offset + length == size
+    if not (is_ours and is_whole):
+        return None
+    return Written(kind, header.sop_class_uid, header.sop_instance_uid, header.series_instance_uid, size)
 
 
 def read_report(source: Path | bytes) -> ReportSummary:

@@ -7,20 +7,23 @@ Every group names the algorithm with its parameters (TID 4019). What a person mu
 (warnings, a negative result in words, "not for diagnosis") is a Comment (121106, DCM) of
 the group of the whole input; both templates are extensible, and readers show such text.
 
-A negative result is a report like any other: "nothing found" must differ from "not run".
+A negative result is a report like any other: "nothing found" must differ from "not run". What was
+looked for and not found is no Finding (121071, DCM): its group has none, but an evaluation
+that says Absent (2667000, SCT), unless it is normal anatomy. The Tracking Identifier still names it.
 """
 
 from collections.abc import Iterable, Iterator
 
 from dicom import codes
-from dicom.composite import KINDS, by_series, encode_object, references
+from dicom.composite import KINDS, by_series, encode_object, in_its_letters, references
 from dicom.content import CONTAINS, HAS_ACQ_CONTEXT, HAS_CONCEPT_MOD, HAS_OBS_CONTEXT, ContentEncoder
 from dicom.element import Encoder, data_set
 from dicom.header import InstanceHeader
-from dicom.provenance import NOT_FOR_DIAGNOSIS, algorithm_parameters
+from dicom.provenance import algorithm_parameters
 from dicom.results import Code, Findings, ResultContext, ResultObject, Segment
 from dicom.segmentation import tracking_uid
 from dicom.source import SourceSeries
+from dicom.statements import absence, is_normal, statements
 
 
 def encode_report(
@@ -58,33 +61,6 @@ def encode_report(
     return encode_object(source, context, KINDS["SR"], body)
 
 
-def statements(findings: Findings) -> tuple[str, ...]:
-    """What report and picture say in words, the warnings first: what is empty, and that it is research."""
-    said = [f"Warning: {warning}" for warning in findings.warnings]
-    present = _present(findings)
-    if findings.labels is not None:
-        said += [
-            f"No voxel was labelled as {segment.label}."
-            for segment in findings.segments
-            if segment.label_value not in present
-        ]
-        if not present:
-            said.append("Negative result: the segmentation is empty.")
-    elif not findings.measurements and not findings.evaluations:
-        said.append("Negative result: the algorithm ran to its end and reported no finding.")
-    return (*said, f"{NOT_FOR_DIAGNOSIS}.")
-
-
-def _present(findings: Findings) -> frozenset[int]:
-    if findings.labels is None:
-        return frozenset()
-    return frozenset(
-        segment.label_value
-        for segment in findings.segments
-        if any((plane == segment.label_value).any() for plane in findings.labels)
-    )
-
-
 class _Tree:
     """The items below the root, in the order of TID 1500."""
 
@@ -101,6 +77,7 @@ class _Tree:
         self.findings = findings
         self.context = context
         self.segmentation = segmentation
+        self.said = statements(findings, context)
 
     def items(self) -> Iterator[bytes]:
         content = self.content
@@ -147,25 +124,31 @@ class _Tree:
         findings, content, context = self.findings, self.content, self.context
         # Which one image was measured; of a volume it is the whole image library.
         source = context.inputs if len(context.inputs) == 1 else ()
+        negative = self.said.is_negative
+        absent = absence(findings) if negative else None
+        answers = findings.evaluations if absent is None else (absent,)
         children = [
-            *self._group_head(findings.finding.meaning, None, findings.finding),
+            *self._group_head(findings.finding.meaning, None, None if negative else findings.finding),
             *self._measurements(None),
-            *(content.code(CONTAINS, answer.name, answer.value) for answer in findings.evaluations),
+            *(content.code(CONTAINS, answer.name, answer.value) for answer in answers),
             *(
                 content.image(codes.SOURCE_OF_MEASUREMENT, header.sop_class_uid, header.sop_instance_uid)
                 for header in source
             ),
-            *(content.text(CONTAINS, codes.COMMENT, text) for text in statements(findings)),
+            *(content.text(CONTAINS, codes.COMMENT, text) for text in self._texts()),
         ]
         return content.container(CONTAINS, codes.MEASUREMENT_GROUP, children, template="1501")
 
     def _of_segment(self, number: int, segment: Segment) -> bytes:
         """TID 1411 with the segment of the segmentation; TID 1501 where there is no segmentation."""
         content = self.content
+        missing = segment.label_value in self.said.missing
         children = [
-            *self._group_head(segment.label, segment.label_value, segment.type),
+            *self._group_head(segment.label, segment.label_value, None if missing else segment.type),
             *self._measurements(segment.label_value),
         ]
+        if missing and not is_normal(segment.category):
+            children.append(content.code(CONTAINS, segment.type, codes.ABSENT))
         if self.segmentation is None:
             return content.container(CONTAINS, codes.MEASUREMENT_GROUP, children, template="1501")
         children += [
@@ -180,17 +163,23 @@ class _Tree:
         ]
         return content.container(CONTAINS, codes.MEASUREMENT_GROUP, children, template="1411")
 
-    def _group_head(self, identifier: str, label_value: int | None, finding: Code) -> Iterator[bytes]:
+    def _group_head(self, identifier: str, label_value: int | None, finding: Code | None) -> Iterator[bytes]:
         content, algorithm = self.content, self.context.algorithm
         yield content.text(HAS_OBS_CONTEXT, codes.TRACKING_IDENTIFIER, identifier)
         yield content.uid(HAS_OBS_CONTEXT, codes.TRACKING_UID, tracking_uid(self.context, label_value))
-        yield content.code(CONTAINS, codes.FINDING, finding)
+        if finding is not None:
+            yield content.code(CONTAINS, codes.FINDING, finding)
         if self.findings.finding_site is not None:
             yield content.code(HAS_CONCEPT_MOD, codes.FINDING_SITE, self.findings.finding_site)
         yield content.text(HAS_CONCEPT_MOD, codes.ALGORITHM_NAME, algorithm.name)
         yield content.text(HAS_CONCEPT_MOD, codes.ALGORITHM_VERSION, algorithm.version)
         for parameter in algorithm_parameters(algorithm):
             yield content.text(HAS_CONCEPT_MOD, codes.ALGORITHM_PARAMETERS, parameter)
+
+    def _texts(self) -> Iterator[str]:
+        """The sentences; what a source's description has beyond this object's character set is replaced."""
+        for text in self.said.texts():
+            yield in_its_letters(self.content.encode, text) if text == self.said.source else text
 
     def _measurements(self, label_value: int | None) -> Iterator[bytes]:
         for item in self.findings.measurements:

@@ -65,6 +65,10 @@ class Evaluation:
 
     name: Code
     value: Code
+    score: float | None = None
+    """The number that was judged, unrounded; None where none was."""
+    threshold: float | None = None
+    """From which on `score` gave the other answer."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ class Findings:
     evaluations: tuple[Evaluation, ...] = ()
     warnings: tuple[str, ...] = ()
     """Shown to the reader in report and picture; plain text without patient data."""
+    coverage: float | None = None
+    """Share of the source's voxels that lie in the model's grid, 0 to 1; None for an image."""
+    unseen_slices: tuple[tuple[int, int], ...] = ()
+    """Runs of source slices wholly outside of that grid: first and last index from 0, in slice order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def encode_segmentation(
     if labels is None or not findings.segments:
         return None
     _check(labels, findings, context)
-    if not labels.max():
+    if not is_segmented(findings):
         return None
     frames = _frames(labels, findings.segments, max_whole_bytes)
     pixels = _packed(labels, findings.segments, frames)
@@ -74,6 +74,11 @@ def encode_segmentation(
         ]
 
     return encode_object(source, context, KINDS["SEG"], body, tail=pixels)
+
+
+def is_segmented(findings: Findings) -> bool:
+    """Whether there is a voxel to show: whether `encode_segmentation` makes an object."""
+    return findings.labels is not None and bool(findings.segments) and bool(findings.labels.max())
 
 
 def tracking_uid(context: ResultContext, label_value: int | None) -> str:

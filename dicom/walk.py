@@ -59,6 +59,17 @@ class Elements:
     pixel_data_length: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WalkLimits:
+    """What a data set may hold; stricter than the constants, which no setting passes."""
+
+    max_elements: int = MAX_ELEMENTS
+    max_depth: int = MAX_DEPTH
+
+
+NO_OTHER_LIMITS: Final = WalkLimits()
+
+
 class Wanted:
     """The tags to look for, as each byte order spells them."""
 
@@ -67,7 +78,9 @@ class Wanted:
         self.little = {tag >> 16 | (tag & 0xFFFF) << 16: tag for tag in self.big}
 
 
-def find(data: bytes | memoryview, transfer_syntax_uid: str, wanted: Wanted) -> Elements:
+def find(
+    data: bytes | memoryview, transfer_syntax_uid: str, wanted: Wanted, limits: WalkLimits = NO_OTHER_LIMITS
+) -> Elements:
     """Find the `wanted` elements before Pixel Data.
 
     Args:
@@ -75,14 +88,16 @@ def find(data: bytes | memoryview, transfer_syntax_uid: str, wanted: Wanted) -> 
         transfer_syntax_uid: one that is not known here is taken for explicit VR little
             endian, as every encapsulated one is (PS3.5 §A.4).
         wanted: the tags.
+        limits: on elements and depth.
 
     Raises:
         HeaderError: an element is cut short, or is there twice; sequences are not closed; the
-            deflated bytes are damaged; one of this module's limits is passed.
+            deflated bytes are damaged; one of `limits` or of this module's limits is
+            passed.
     """
     if transfer_syntax_uid in DEFLATED:
-        return _find_deflated(data, wanted)
-    return _walk(data, _ENCODINGS.get(transfer_syntax_uid, _EXPLICIT_LITTLE), wanted)
+        return _find_deflated(data, wanted, limits)
+    return _walk(data, _ENCODINGS.get(transfer_syntax_uid, _EXPLICIT_LITTLE), wanted, limits)
 
 
 class _Encoding:
@@ -111,7 +126,7 @@ _ENCODINGS: Final[Mapping[str, _Encoding]] = {
 }
 
 
-def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elements:
+def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted, limits: WalkLimits) -> Elements:
     """Step from element to element; most images need nothing else before their pixels.
 
     A sequence of defined length is stepped over like any value. This loop is run for
@@ -127,7 +142,7 @@ def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elem
         # Behind our own meta information, group 0002 would be read as part of it (PS3.10 §7.1).
         raise HeaderError("data set: begins with a group below 0004, which no data set holds (PS3.5 §7.1)")
     try:
-        for _ in range(MAX_ELEMENTS):
+        for _ in range(limits.max_elements):
             if position >= end:
                 break
             raw_tag, vr, length = unpack(data, position)
@@ -140,7 +155,7 @@ def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elem
                 else:
                     start, length = _without_vr(data, position, length, encoding)
                 if length == _UNDEFINED and tags.get(raw_tag) != _PIXEL_DATA:
-                    position, used = _skip(data, start, _inner(encoding, vr), MAX_ELEMENTS - skipped)
+                    position, used = _skip(data, start, _inner(encoding, vr), limits, skipped)
                     skipped += used
                     if raw_tag in tags:
                         values[tags[raw_tag]] = b""  # that it is there is all that is said of a sequence
@@ -157,7 +172,7 @@ def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elem
                     break
                 values[tag] = bytes(data[start:position]) if length <= MAX_VALUE_BYTES else b""
         else:
-            raise _too_many()
+            raise _too_many(limits)
     except struct.error:
         raise _cut_short(position, end) from None
     if position > end:
@@ -165,7 +180,9 @@ def _walk(data: bytes | memoryview, encoding: _Encoding, wanted: Wanted) -> Elem
     return Elements(values, encoding.byte_order)
 
 
-def _skip(data: bytes | memoryview, position: int, encoding: _Encoding, budget: int) -> tuple[int, int]:
+def _skip(
+    data: bytes | memoryview, position: int, encoding: _Encoding, limits: WalkLimits, skipped: int
+) -> tuple[int, int]:
     """Step over a sequence of undefined length (PS3.5 §7.5), without recursion.
 
     Returns:
@@ -174,7 +191,7 @@ def _skip(data: bytes | memoryview, position: int, encoding: _Encoding, budget: 
     end = len(data)
     sequences = [encoding]  # those that are open, each with the encoding of its items
     in_item = False
-    for used in range(1, budget + 1):
+    for used in range(1, limits.max_elements - skipped + 1):
         if position >= end:
             break
         encoding = sequences[-1]
@@ -206,15 +223,15 @@ def _skip(data: bytes | memoryview, position: int, encoding: _Encoding, budget: 
         elif vr not in encoding.short:
             start, length = _without_vr(data, position, length, encoding)
         if length == _UNDEFINED:
-            if len(sequences) == MAX_DEPTH:
-                raise HeaderError(f"data set: sequences more than {MAX_DEPTH} deep at byte {position}")
+            if len(sequences) == limits.max_depth:
+                raise HeaderError(f"data set: sequences more than {limits.max_depth} deep at byte {position}")
             sequences.append(_inner(encoding, vr))
             in_item = False
             position = start
         else:
             position = start + length
     else:
-        raise _too_many()
+        raise _too_many(limits)
     raise _cut_short(position, end)
 
 
@@ -234,7 +251,7 @@ def _inner(encoding: _Encoding, vr: int) -> _Encoding:
     return _IMPLICIT_LITTLE if not encoding.implicit and vr == encoding.unknown else encoding
 
 
-def _find_deflated(data: bytes | memoryview, wanted: Wanted) -> Elements:
+def _find_deflated(data: bytes | memoryview, wanted: Wanted, limits: WalkLimits) -> Elements:
     """Inflate (RFC 1951), twice as much each time, until Pixel Data or the end is in it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = bytearray()
@@ -253,7 +270,7 @@ def _find_deflated(data: bytes | memoryview, wanted: Wanted) -> Elements:
         except zlib.error as error:
             raise HeaderError(f"data set: cannot be inflated: {error}") from error
         try:
-            elements = _walk(bytes(inflated), _EXPLICIT_LITTLE, wanted)
+            elements = _walk(bytes(inflated), _EXPLICIT_LITTLE, wanted, limits)
         except HeaderError:
             if inflater.eof:
                 raise
@@ -274,5 +291,5 @@ def _cut_short(position: int, end: int) -> HeaderError:
     return HeaderError(f"data set: the element at byte {position} goes beyond the end, at byte {end}")
 
 
-def _too_many() -> HeaderError:
-    return HeaderError(f"data set: more than {MAX_ELEMENTS} elements before Pixel Data")
+def _too_many(limits: WalkLimits) -> HeaderError:
+    return HeaderError(f"data set: more than {limits.max_elements} elements before Pixel Data")

@@ -57,6 +57,14 @@ def is_address(value: str) -> bool:
     return True
 
 
+def is_own(address: str, host: str) -> bool:
+    """Whether the IP address `address` is the loopback, or `host`, on which we listen."""
+    caller = ipaddress.ip_address(address)
+    if isinstance(caller, ipaddress.IPv6Address) and caller.ipv4_mapped is not None:
+        caller = caller.ipv4_mapped
+    return caller.is_loopback or str(caller) == host
+
+
 def is_within(address: str, network: str) -> bool:
     """Whether the IP address `address` is the address `network`, or lies in it.
 

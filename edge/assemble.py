@@ -32,6 +32,7 @@ from edge.pending import Pending, by_series
 from edge.records import Decision, Item, NewItem, Received
 from edge.serving import ServedModel, Serving
 from edge.streaming import Streaming
+from edge.study import Outcome
 from model_store.errors import ModelStoreError
 
 log = logging.getLogger(__name__)
@@ -352,9 +353,10 @@ class Assembler:
                     Decision(uid, model.label, model.digest, inputs_digest, verdict.accepted, verdict.reason)
                 )
                 items += [_new_item(model, item.study_key, uid, keys) for keys in inputs]
-        if not decisions:
-            reason = "no model serves: import and activate one, then `insitu study retry`"
-            decisions = [Decision(uid, "", "", "", False, reason) for uid in by_series(headers)]
+        if headers and not decisions:
+            reason = "no model serves: import and activate one, then insitu study retry"
+            self._journal.advance(item, Outcome.HOLD, self._clock(), reason)
+            return
         self._journal.assembled(item, decisions, items, self._clock())
         if not items and self._streaming is not None:
             self._streaming.drop(item.study_key)

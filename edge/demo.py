@@ -93,6 +93,8 @@ def run(study: Path | None, out: Path, cache: Path) -> Outcome:
         DemoError: it cannot go on; the message says what to do.
     """
     out = out.resolve()
+    if study is not None:
+        _check_study(study.resolve(), out)
     _clear(out)
     seconds: dict[str, float] = {}
     with _timed(seconds, "study"):
@@ -120,6 +122,16 @@ def run(study: Path | None, out: Path, cache: Path) -> Outcome:
         with _timed(seconds, "work"):
             detail = _wait(out / "state" / "journal.db", made.study_instance_uid, daemon)
     return _show(out, made, detail, seconds)
+
+
+def _check_study(study: Path, out: Path) -> None:
+    """The folder is looked at before anything is emptied; what is to be emptied must not be in it."""
+    if not study.is_dir():
+        raise DemoError(f"{study}: there is no such folder; --study wants a folder of DICOM files")
+    if study.is_relative_to(out) or out.is_relative_to(study):
+        raise DemoError(
+            f"{study} and the output folder {out} lie in each other: name another folder with --out"
+        )
 
 
 def _clear(out: Path) -> None:

@@ -22,7 +22,9 @@ class Shelf:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def admit(self, calling_ae_title: str, called_ae_title: str, address: str) -> Rejection | None:
+    def admit(
+        self, calling_ae_title: str, called_ae_title: str, address: str, certificate_sha256: str | None
+    ) -> Rejection | None:
         """Everybody who can reach the loopback may send."""
 
     def begin(self, request: StoreRequest) -> Incoming:

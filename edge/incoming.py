@@ -201,6 +201,7 @@ class IncomingInstance:
             self._checkpoint("received")
             header = self._read_header()
             dataset_bytes = self._written - len(self._meta)
+            _require_whole(header, dataset_bytes)
             seal_at = len(self._meta) - len(UNSEALED)
             os.pwrite(self._handle, seal(dataset_bytes, self._checksum), seal_at)
             if self._durable:
@@ -385,3 +386,17 @@ def _same_dataset(one: int, other: int) -> bool:
         ):
             return False
     return True
+
+
+def _require_whole(header: InstanceHeader, dataset_bytes: int) -> None:
+    """Refuse Pixel Data that ends before its own length says: kept, it could never be mended.
+
+    Raises:
+        HeaderError: it is cut short.
+    """
+    begin, length = header.pixel_data_offset, header.pixel_data_length
+    if begin is not None and length is not None and begin + length > dataset_bytes:
+        raise HeaderError(
+            f"SOP Instance {header.sop_instance_uid}: Pixel Data (7FE0,0010) is cut short:"
+            f" {dataset_bytes - begin} bytes came, its length says {length}"
+        )

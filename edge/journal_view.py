@@ -125,8 +125,11 @@ _STUDY: Final = f"""
             AS series,
         (SELECT group_concat(DISTINCT json_extract(header, '$.modality')) FROM instance i
             WHERE i.study_key = study.study_key) AS modalities,
-        (SELECT reason FROM item WHERE item.study_key = study.study_key AND reason <> ''
-            ORDER BY stage = 'held' DESC, updated DESC LIMIT 1) AS reason
+        (SELECT coalesce(nullif(reason, ''), (SELECT d.destination || ': ' || d.reason FROM delivery d
+                WHERE d.item_key = item.item_key AND d.state = 'waiting' AND d.reason <> '' LIMIT 1)) AS why
+            FROM item WHERE item.study_key = study.study_key
+                AND stage = CASE WHEN {_STATE} = 'working' THEN stage ELSE {_STATE} END AND why <> ''
+            ORDER BY revision DESC, updated DESC LIMIT 1) AS reason
     FROM study
 """
 

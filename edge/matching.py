@@ -23,6 +23,12 @@ RELATIVE_SLACK: Final = 1e-4
 """Of a limit: what rounding does to a measured spacing or extent."""
 MAX_SHOWN_CHARACTERS: Final = 32
 """Of a value in a reason; a code string (CS) has at most 16."""
+RADIOGRAPHS: Final = frozenset({"CR", "DX", "DR", "RG"})
+"""Modalities whose plain images are projections (PS3.3 §C.7.3.1.1.1; DR is retired, but written)."""
+FRONTAL_VIEWS: Final = frozenset({"", "AP", "PA"})
+UPRIGHT: Final = ("L", "F")
+"""Patient Orientation of a frontal radiograph as it is looked at: rows run to the patient's left, columns
+to the feet (PS3.3 §C.7.6.1.1.1). The pixels of another one would be given to the model turned or mirrored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class ImageFacts:
     pixel_spacing_mm: tuple[float, float] | None
     number_of_frames: int
     is_image: bool
+    orientation: tuple[str, ...] = ()
+    """Patient Orientation; empty if absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,8 @@ class SeriesFacts:
     geometry: StackGeometry | None
     """Of the series as a volume, or None: then `geometry_error` says why."""
     geometry_error: str
+    patients: int = 1
+    """Different Patient IDs among them, an absent one included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +95,19 @@ def facts(headers: Sequence[InstanceHeader]) -> SeriesFacts:
     except GeometryError as error:
         geometry_error = str(error)
     kinds = dict.fromkeys(_image_facts(header) for header in headers)
-    return SeriesFacts(len(headers), tuple(kinds), geometry, geometry_error)
+    patients = len({header.patient_key for header in headers})
+    return SeriesFacts(len(headers), tuple(kinds), geometry, geometry_error, patients)
 
 
 def match(manifest_input: Input, series: SeriesFacts) -> Verdict:
     """Judge a series: as a volume, all its images must be acceptable; image by image, any of them."""
     judged = [tuple(_against_image(manifest_input, image)) for image in series.images]
     against = [reason for reasons in judged for reason in reasons]
+    if manifest_input.kind == "volume" and series.patients > 1:
+        against.append(
+            f"(0010,0020) Patient ID differs within the series, it has {series.patients} different ones;"
+            " the model accepts a volume of one patient"
+        )
     shape: list[str] = []
     if manifest_input.kind == "image":
         accepted = not all(judged)
@@ -120,6 +136,7 @@ def _image_facts(header: InstanceHeader) -> ImageFacts:
         pixel_spacing_mm=header.pixel_spacing_mm,
         number_of_frames=header.number_of_frames,
         is_image=header.rows is not None and header.photometric_interpretation != "",
+        orientation=tuple([_code(value) for value in header.patient_orientation if value.strip()]),
     )
 
 
@@ -161,7 +178,17 @@ def _against_context(wants: Input, image: ImageFacts) -> Iterator[str]:
         yield "(0018,0015) Body Part Examined is absent, the model asks for it"
     if wants.view_position and image.view_position not in map(_code, wants.view_position):
         yield _differs("(0018,5101) View Position", image.view_position, wants.view_position)
-    shown = "\\".join(image.image_type)
+    if (
+        wants.kind == "image"
+        and image.orientation not in ((), UPRIGHT)
+        and image.modality in RADIOGRAPHS
+        and image.view_position in FRONTAL_VIEWS
+    ):
+        yield (
+            f"(0020,0020) Patient Orientation is {_shown(_backslashed(image.orientation))}, a frontal"
+            f" radiograph is accepted with {_backslashed(UPRIGHT)} or none"
+        )
+    shown = _backslashed(image.image_type)
     if wants.image_type_any and not set(map(_code, wants.image_type_any)) & set(image.image_type):
         yield (
             f"(0008,0008) Image Type is {_shown(shown)}, the model asks for one of"
@@ -234,6 +261,10 @@ def _differs(name: str, got: str, allowed: Sequence[str]) -> str:
 
 def _shown(value: str) -> str:
     return value[:MAX_SHOWN_CHARACTERS] or "absent"
+
+
+def _backslashed(values: Sequence[str]) -> str:
+    return "\\".join(values)
 
 
 def _options(values: Sequence[str]) -> str:

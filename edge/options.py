@@ -715,13 +715,13 @@ class Deliver(Section):
 
 
 class Retention(Section):
-    """When files are deleted. What is not delivered is never deleted, and no option changes that."""
+    """When files are deleted. What waits or is held is never deleted, and no option changes that."""
 
     days_after_delivery: Annotated[
         int,
         Field(ge=0, le=3650),
         Option(
-            "days from the delivery of a study's last result to the deletion of its images and results",
+            "days from a study's end (its last result is delivered, or it is declined) to its deletion",
             "the archive has them; a week leaves time to look at a complaint",
         ),
     ] = 7

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 Advance = Callable[[int], None]
 """Called with how much more is done, in the unit of the total."""
@@ -31,6 +31,10 @@ def printable(text: object) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
     )
+
+
+MAX_UNWRAPPED: Final = 7
+"""Columns of a table whose cells are never broken: a key that is broken cannot be copied."""
 
 
 def write_json(data: Mapping[str, object]) -> None:
@@ -124,8 +128,9 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=len(columns) <= MAX_UNWRAPPED, overflow="fold")
+    table.add_column(columns[-1], overflow="fold")  # the last one is what is said in words
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     Console(highlight=False).print(table)

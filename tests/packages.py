@@ -39,7 +39,7 @@ def build_package(name: str, into: Path) -> Path:
     arrays = _golden_volume() if name == "meshnet_gw" else _golden_image(name)
     np.savez_compressed(directory / "golden.npz", allow_pickle=False, **arrays)
     subprocess.run(
-        [sys.executable, "-I", ROOT / "scripts" / "build-model", directory], check=True, timeout=60
+        [sys.executable, "-I", "-m", "scripts.build_model", str(directory)], check=True, timeout=60
     )
     return directory
 

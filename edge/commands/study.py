@@ -63,11 +63,10 @@ def list_studies(
         message("no study" if state is None else f"no study is {state}")
         return
     write_table(
-        ["study", "UID ends", "state", "modality", "images", "received", "from", "reason"],
+        ["study", "state", "modality", "images", "received", "from", "reason"],
         [
             [
                 row.study_key[:KEY_SHOWN],
-                row.study_instance_uid[-10:],
                 row.state,
                 " ".join(row.modalities),
                 row.instances,

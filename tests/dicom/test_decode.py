@@ -318,11 +318,17 @@ def test_modality_values_of_32_bits_are_computed_before_they_are_rounded() -> No
 
 
 @pytest.mark.parametrize(
-    ("slope", "intercept"), [(0.0, 0.0), (float("nan"), 0.0), (1e300, 0.0), (1.0, float("inf")), (1.0, -1e30)]
+    ("slope", "intercept"), [(float("nan"), 0.0), (1e300, 0.0), (1.0, float("inf")), (1.0, -1e30)]
 )
 def test_a_rescale_that_gives_no_numbers_is_refused(slope: float, intercept: float) -> None:
     header = replace(slice_headers(2)[0], rescale_slope=slope, rescale_intercept=intercept)
     with pytest.raises(HeaderError, match=r"SOP Instance 1\.2\.3\.0: \(0028,1053\) Rescale Slope is"):
+        modality_values(np.ones((2, 2), np.int16), header)
+
+
+def test_a_rescale_slope_of_0_is_not_supported() -> None:
+    header = replace(slice_headers(2)[0], rescale_slope=0.0)
+    with pytest.raises(UnsupportedError, match=r"SOP Instance 1\.2\.3\.0: \(0028,1053\) Rescale Slope is 0"):
         modality_values(np.ones((2, 2), np.int16), header)
 
 

@@ -1,6 +1,7 @@
 """The header scan: equal to pydicom on real files, and bounded on hostile ones."""
 # ruff: noqa: ANN401 (the values of a pydicom Dataset are Any)
 
+import hashlib
 import struct
 import tracemalloc
 import warnings
@@ -71,6 +72,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "body_part_examined": ("BodyPartExamined", text),
     "view_position": ("ViewPosition", text),
     "image_type": ("ImageType", texts),
+    "patient_orientation": ("PatientOrientation", texts),
     "series_description": ("SeriesDescription", text),
     "protocol_name": ("ProtocolName", text),
     "scanning_sequence": ("ScanningSequence", texts),
@@ -107,7 +109,11 @@ WITH_DEFAULT = {
     "pixel_representation": ("PixelRepresentation", 0),
     "planar_configuration": ("PlanarConfiguration", 0),
 }
-ELSEWHERE = {"transfer_syntax_uid", "laterality", "pixel_data_offset", "pixel_data_length"}
+ELSEWHERE = {"transfer_syntax_uid", "laterality", "patient_key", "pixel_data_offset", "pixel_data_length"}
+
+
+def patient_key(patient_id: bytes, issuer: bytes = b"") -> str:
+    return hashlib.sha256(patient_id + b"\0" + issuer).hexdigest()[:16]
 
 
 def assert_as_pydicom_reads_it(path: Path) -> None:
@@ -120,7 +126,9 @@ def assert_as_pydicom_reads_it(path: Path) -> None:
         for name, (keyword, default) in WITH_DEFAULT.items():
             assert getattr(header, name) == int(ds.get(keyword) or default), f"{path.name}: {name}"
         laterality = text(ds.get("ImageLaterality")) or text(ds.get("Laterality"))
+        patient_id, issuer = text(ds.get("PatientID")).encode(), text(ds.get("IssuerOfPatientID")).encode()
     assert header.laterality == laterality
+    assert header.patient_key == (patient_key(patient_id, issuer) if patient_id else "")
     assert header.transfer_syntax_uid == ds.file_meta.TransferSyntaxUID
     if "PixelData" not in ds or header.transfer_syntax_uid in walk.DEFLATED:
         assert header.pixel_data_offset is None
@@ -390,6 +398,39 @@ def test_a_value_that_is_not_what_its_vr_says_is_as_if_absent(
 def test_what_says_how_pixels_lie_is_never_guessed(tag: int, vr: bytes, raw: bytes) -> None:
     with pytest.raises(HeaderError, match=r"\(0028,"):
         scan(UIDS + element(tag, vr, raw), EXPLICIT)
+
+
+@pytest.mark.parametrize("tag", [0x00281052, 0x00281053])
+@pytest.mark.parametrize(
+    "raw", [b"-800,0", b"NaN ", b"inf ", b"1e999 ", b"1\\1 ", b"- 8 ", b"1_0 ", b"\xff\xfe"]
+)
+def test_what_values_mean_is_never_guessed(tag: int, raw: bytes) -> None:
+    with pytest.raises(HeaderError) as caught:
+        scan(UIDS + element(tag, b"DS", raw), EXPLICIT)
+    assert f"(0028,{tag & 0xFFFF:04X})" in str(caught.value)
+    assert "is not one decimal number" in str(caught.value)
+    assert "800" not in str(caught.value)
+
+
+def test_a_rescale_that_is_absent_or_empty_is_none() -> None:
+    for raw in (b"", b"  ", b"\0\0"):
+        header = scan(UIDS + element(0x00281052, b"DS", raw) + element(0x00281053, b"DS", raw), EXPLICIT)
+        assert (header.rescale_intercept, header.rescale_slope) == (None, None)
+    header = scan(
+        UIDS + element(0x00281052, b"DS", b"-1.024e+03") + element(0x00281053, b"DS", b"0 "), EXPLICIT
+    )
+    assert (header.rescale_intercept, header.rescale_slope) == (-1024.0, 0.0)
+
+
+def test_a_patient_has_a_key_that_is_not_the_identifier() -> None:
+    def key(**attributes: str) -> str:
+        return scan(encode(dataset(**attributes)), EXPLICIT).patient_key
+
+    assert key(PatientID="DOE-1") == key(PatientID=" DOE-1 ") == patient_key(b"DOE-1")
+    assert key(PatientID="DOE-1", IssuerOfPatientID="WARD") == patient_key(b"DOE-1", b"WARD")
+    assert len({key(PatientID="1"), key(PatientID="2"), key(PatientID="1", IssuerOfPatientID="2")}) == 3
+    assert key() == key(PatientID="") == key(PatientID="  ") == key(IssuerOfPatientID="WARD") == ""
+    assert "DOE" not in repr(scan(encode(dataset(PatientID="DOE-1", PatientName="DOE")), EXPLICIT))
 
 
 def test_an_attribute_that_is_there_twice_is_refused() -> None:

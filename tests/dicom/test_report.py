@@ -202,6 +202,7 @@ def test_an_empty_label_map_is_a_report_that_says_so(tmp_path: Path) -> None:
         "No voxel was labelled as White matter.",
         "No voxel was labelled as Grey matter.",
         "Negative result: the segmentation is empty.",
+        "Source: series 1, MNI152 2009a T1 template.",
         STATEMENT,
     )
 
@@ -213,7 +214,7 @@ def test_nothing_at_all_is_a_report_that_says_so(tmp_path: Path) -> None:
         "Negative result: the algorithm ran to its end and reported no finding.",
         STATEMENT,
     )
-    assert summary.findings == (BRAIN,)
+    assert (summary.findings, summary.evaluations) == ((), (Evaluation(BRAIN, ABSENT),))
     assert summary.measurements == ()
 
 

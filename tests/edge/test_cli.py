@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -294,18 +293,6 @@ def test_a_verb_that_only_looks_imports_no_heavy_library(worked: Box, words: lis
     assert call.stderr.endswith("heavy: ."), call.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"]], ids=" ".join)
-def test_help_and_status_take_less_than_half_a_second_of_the_processor(worked: Box, words: list[str]) -> None:
-    _keep(worked, tiny_model(worked.directory / "package"))
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert insitu("--config", worked.config, *words).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(spent) < 0.5
-
-
 def _keep(box: Box, package: Path) -> None:
     """A package in the store, without running it."""
     from model_store.store import ModelStore
@@ -350,8 +337,6 @@ def test_study_list_shows_studies_and_no_patient(worked: Box) -> None:
     header, line = worked.out.splitlines()
     assert header.split() == [
         "study",
-        "UID",
-        "ends",
         "state",
         "modality",
         "images",
@@ -360,7 +345,7 @@ def test_study_list_shows_studies_and_no_patient(worked: Box) -> None:
         "reason",
     ]
     key = key_of("1.2.3")
-    assert line.startswith(f"{key[:12]}  1.2.3")
+    assert line.startswith(f"{key[:12]}  held ")
     assert line.endswith("SCANNER  the worker died 3 times")
     (study,) = worked.data("study", "list")["studies"]
     assert (study["study_key"], study["state"], study["instances"]) == (key, "held", 2)

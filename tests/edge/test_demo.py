@@ -45,11 +45,11 @@ def test_a_folder_that_is_not_of_a_demo_is_left_as_it_is(tmp_path: Path) -> None
     kept = tmp_path / "state"
     kept.write_text("mine")
     with pytest.raises(DemoError, match="not empty and not of a demo"):
-        run(tmp_path, tmp_path, tmp_path)
+        run(None, tmp_path, tmp_path)
     assert kept.read_text() == "mine"
     (tmp_path / "insitu.toml").write_text("[node]\n")
     with pytest.raises(DemoError, match="not empty and not of a demo"):
-        run(tmp_path, tmp_path, tmp_path)
+        run(None, tmp_path, tmp_path)
     assert (tmp_path / "insitu.toml").read_text() == "[node]\n"
 
 
@@ -124,3 +124,17 @@ def test_a_verb_that_fails_is_said_with_its_message(tmp_path: Path) -> None:
 
 def test_children_get_no_other_configuration_and_send_no_telemetry() -> None:
     assert environment({"INSITU_CONFIG": "/x", "HOME": "/h"}) == {"HOME": "/h", "ORT_DISABLE_TELEMETRY": "1"}
+
+
+@pytest.mark.parametrize("inner", ["", "study"])
+def test_a_study_in_the_output_folder_is_refused_before_anything_is_emptied(
+    tmp_path: Path, inner: str
+) -> None:
+    kept = tmp_path / inner / "slice.dcm"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(DemoError, match="lie in each other"):
+        run(kept.parent, tmp_path, tmp_path)
+    with pytest.raises(DemoError, match="there is no such folder"):
+        run(tmp_path / "mistyped", tmp_path / "out", tmp_path)
+    assert kept.read_text() == "mine"

@@ -102,6 +102,16 @@ class Appliance:
         self._gone()
         assert code == 0, f"insitu run ended with {code}:\n{self.log.read_text()[-3000:]}"
 
+    def restart(self) -> None:
+        """Stop it, and start it again."""
+        self.stop()
+        self.start()
+
+    def insitu(self, *arguments: str) -> int:
+        """Another verb of the command line, with this appliance's configuration; its exit status."""
+        command = [*self.command()[:-1], *arguments]
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
         if self.process is not None:

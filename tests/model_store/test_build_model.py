@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tests.packages import BRAIN, GRAPHS, ROOT, build_package
 
 
 def build_model(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", ROOT / "scripts" / "build-model", *arguments]
+    command = [ROOT / "scripts" / "build-model", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
