@@ -38,7 +38,7 @@ def test_the_appliance_serves_every_metric_with_what_happened_and_without_a_pati
         assert box.send(files) == 0
         assert box.send(files[:1]) == 0  # a duplicate
         assert box.send(files[:1], "STRANGER") != 0
-        (study,) = box.wait_for("declined")
+        (study,) = box.wait_for("held")
         text, found = scraped("127.0.0.1", port)
     assert found["insitu_instances_accepted_total", ()] == len(files) + 1
     assert found["insitu_instances_kept_total", (("fate", "stored"),)] == len(files)
@@ -47,7 +47,7 @@ def test_the_appliance_serves_every_metric_with_what_happened_and_without_a_pati
     assert found["insitu_associations_rejected_total", (("reason", "calling_ae_title_not_recognized"),)] == 1
     assert found["insitu_commit_seconds_count", ()] == len(files) + 1
     assert found["insitu_commit_seconds_sum", ()] > 0
-    assert found["insitu_studies", (("state", "declined"),)] == 1
+    assert found["insitu_studies", (("state", "held"),)] == 1
     assert found["insitu_items", (("stage", "held"),)] == 0
     assert found["insitu_disk_free_bytes", ()] > found["insitu_disk_watermark_bytes", ()] == 1048576
     assert found["insitu_commitments", (("state", "parked"),)] == 0

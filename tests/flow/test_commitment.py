@@ -50,7 +50,7 @@ def test_orthanc_sends_a_study_asks_for_its_commitment_and_the_study_closes_on_t
             assert report["Status"] == "Success"
             assert {each["SOPInstanceUID"] for each in report["Success"]} == set(uids)
             assert report["Failures"] == []
-            (closed,) = box.wait_for("declined")  # no model is active
+            (closed,) = box.wait_for("held")  # no model is active
             assert "commitment" in closed.study.closed_by
 
             lost = {"SOPClassUID": sop_class, "SOPInstanceUID": "1.2.3.4.5.6.7"}
