@@ -48,7 +48,7 @@ def test_the_appliance_serves_every_metric_with_what_happened_and_without_a_pati
     assert found["insitu_commit_seconds_count", ()] == len(files) + 1
     assert found["insitu_commit_seconds_sum", ()] > 0
     assert found["insitu_studies", (("state", "held"),)] == 1
-    assert found["insitu_items", (("stage", "held"),)] == 0
+    assert found["insitu_items", (("stage", "held"),)] == 1
     assert found["insitu_disk_free_bytes", ()] > found["insitu_disk_watermark_bytes", ()] == 1048576
     assert found["insitu_commitments", (("state", "parked"),)] == 0
     for role in ROLES:
