@@ -42,7 +42,7 @@ from edge.intake_stats import IntakeStats
 from edge.journal import Journal
 from edge.options import Settings
 from edge.places import Places
-from edge.presence import ROLES, Presence
+from edge.presence import ROLES, PortError, Presence
 from edge.pull import PullRules
 from edge.receive import Receiver, ReceiveStage
 from edge.runner import Busy, Lane, StageWork, join_all, utc_now
@@ -191,7 +191,11 @@ def _receive(
         commitments.start()
         stack.callback(join_all, [commitments], STOP_S)
         stack.callback(commitments.stop)
-        receiver.start()
+        try:
+            receiver.start()
+        except OSError as error:
+            at = f"node.host = {settings.node.host}, node.port = {settings.node.port}"
+            raise PortError(f"{at}: cannot listen there: {error.strerror or error}") from error
         stack.callback(receiver.stop, STOP_S)
         yield [receiver.address, *([receiver.tls_address] if receiver.tls_address else [])]
 

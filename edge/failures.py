@@ -38,7 +38,7 @@ from edge.errors import (
 )
 from edge.exit_codes import CommandError, ExitCode
 from edge.incoming import DiskError, InstanceStoreError, MismatchError
-from edge.presence import AlreadyRunningError
+from edge.presence import AlreadyRunningError, PortError
 from edge.study import Outcome
 from edge.tls import TlsFileError
 from model_store.errors import (
@@ -144,7 +144,8 @@ OF_TYPE: Final[Mapping[type[BaseException], Verdict]] = MappingProxyType(
             Outcome.HOLD,
             CANNOT_UNDERSTAND,
             ExitCode.FAILED,
-            "the pixel data is damaged: have it sent again, then insitu study retry",
+            "its pixel data came damaged, and stands as it came: have the sender mend it and send it"
+            " under a new SOP Instance UID, then insitu study retry",
         ),
         UnsupportedError: Verdict(
             Outcome.DECLINE,
@@ -263,6 +264,12 @@ OF_TYPE: Final[Mapping[type[BaseException], Verdict]] = MappingProxyType(
             OUT_OF_RESOURCES,
             ExitCode.FAILED,
             "see the disk and the owner of the state directory",
+        ),
+        PortError: Verdict(
+            Outcome.HOLD,
+            OUT_OF_RESOURCES,
+            ExitCode.FAILED,
+            "free it, or set another; a port below 1024 needs the right to listen there",
         ),
         AlreadyRunningError: Verdict(
             Outcome.HOLD, PROCESSING_FAILURE, ExitCode.FAILED, "insitu status shows what runs"

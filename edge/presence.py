@@ -16,6 +16,10 @@ class AlreadyRunningError(Exception):
     """Another process has this role on the same directories."""
 
 
+class PortError(Exception):
+    """A port of the configuration cannot be listened on."""
+
+
 class Presence:
     """Holds the lock of one role until `leave`, or until the process ends."""
 

@@ -113,13 +113,19 @@ def echo(
     as_json: AsJson = False,
 ) -> None:
     """Ask a node whether it is there and knows us (C-ECHO)."""
+    from dicom.errors import PeerError
     from dicom.send import Sender
 
     settings = settings_of(context)
     destination = destination_of(where, settings)
     sender = Sender(destination, _calling(calling, settings))
     begun = time.monotonic()
-    sender.echo()
+    try:
+        sender.echo()
+    except PeerError as error:
+        if as_json:
+            write_json({"destination": str(destination), "ok": False, "reason": str(error)})
+        raise
     seconds = time.monotonic() - begun
     sender.close()
     if as_json:

@@ -69,12 +69,19 @@ def test_a_shelf_holds_its_bytes_and_the_oldest_leave_first() -> None:
     assert [shelf.get(key) for key in "abc"] == [None, "B", "C"]
     shelf.put("b", "new", 60)
     assert [shelf.get(key) for key in "bc"] == ["new", "C"]
-    shelf.put("huge", "H", 101)
-    assert [shelf.get(key) for key in ("huge", "b", "c")] == [None, "new", "C"]
     shelf.drop("c")
     shelf.drop("c")
     shelf.put("d", "D", 40)
-    assert [shelf.get(key) for key in "bd"] == ["new", "D"]
+    assert [shelf.get(key) for key in "bcd"] == ["new", None, "D"]
+
+
+def test_an_entry_larger_than_the_shelf_is_its_only_one() -> None:
+    shelf: Shelf[str] = Shelf(100)
+    shelf.put("a", "A", 40)
+    shelf.put("huge", "H", 101)
+    assert [shelf.get(key) for key in ("huge", "a")] == ["H", None]
+    shelf.put("b", "B", 40)
+    assert [shelf.get(key) for key in ("huge", "b")] == [None, "B"]
 
 
 def test_a_ticker_goes_on_after_an_error_and_stops_when_told(caplog: pytest.LogCaptureFixture) -> None:

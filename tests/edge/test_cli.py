@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -533,6 +534,23 @@ def test_send_and_echo_know_the_peers_of_the_configuration(box: Box, scans: Path
         )
         assert box.call("echo", "archiv") == ExitCode.NOT_FOUND
         assert "'archiv' is no peer (archive)" in box.err
+
+
+def test_an_echo_that_fails_is_data_too(box: Box) -> None:
+    answer = box.data("echo", f"127.0.0.1:{free_port()}:NOBODY", code=ExitCode.PEER)
+    assert answer["ok"] is False
+    assert "NOBODY" in answer["reason"]
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do(box: Box) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        box.configure(f'[node]\nhost = "127.0.0.1"\nport = {port}\n')
+        done = insitu("--config", box.config, "run")
+    assert done.returncode == ExitCode.FAILED
+    said = f"node.host = 127.0.0.1, node.port = {port}: cannot listen there: Address already in use"
+    assert said in " ".join(done.stderr.split())
+    assert "free it, or set another" in done.stderr
 
 
 def test_a_file_that_the_destination_refuses_is_named_and_it_ends_with_1(box: Box, scans: Path) -> None:
