@@ -6,7 +6,7 @@ is the `StoreHandler`'s. A further service (Storage Commitment: N-ACTION) is one
 `Service` given to the acceptor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -50,7 +50,16 @@ STORAGE_SOP_CLASSES: Final = frozenset(
 )
 """Every storage SOP class that the dictionary knows, retired ones included (PS3.4 §B.5, PS3.6 Annex A)."""
 
-STORABLE_TRANSFER_SYNTAXES: Final = frozenset(
+NEWER_TRANSFER_SYNTAXES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+        "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+        "1.2.840.10008.1.2.4.112": "JPEG XL",
+        "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    }
+)
+"""By UID, with their names: those that pydicom's dictionary lacks, unless pynetdicom was imported before."""
+STORABLE_TRANSFER_SYNTAXES: Final = frozenset(NEWER_TRANSFER_SYNTAXES) | frozenset(
     value
     for value, (_, kind, *_) in UID_dictionary.items()
     if kind == "Transfer Syntax" and value not in _NOT_STORABLE

@@ -24,7 +24,13 @@ from dicom.element import EXPLICIT_VR_LITTLE_ENDIAN
 from dicom.pdu import AbortReason, Rejection
 from dicom.query import STUDY_ROOT_FIND, STUDY_ROOT_MOVE
 from dicom.requestor import IMPLICIT_VR_LITTLE_ENDIAN
-from dicom.services import STORABLE_TRANSFER_SYNTAXES, STORAGE_SOP_CLASSES, UNCOMPRESSED, VERIFICATION
+from dicom.services import (
+    NEWER_TRANSFER_SYNTAXES,
+    STORABLE_TRANSFER_SYNTAXES,
+    STORAGE_SOP_CLASSES,
+    UNCOMPRESSED,
+    VERIFICATION,
+)
 from dicom.uid import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom.validity import RULES
 from dicom.walk import MAX_INFLATED_BYTES, MAX_VALUE_BYTES
@@ -156,7 +162,8 @@ def _services() -> str:
 
 
 def _names(uids: Iterable[str]) -> str:
-    return _table(("name", "UID"), sorted((UID(uid).name, f"`{uid}`") for uid in uids))
+    names = {uid: NEWER_TRANSFER_SYNTAXES.get(uid) or UID(uid).name for uid in uids}
+    return _table(("name", "UID"), sorted((names[uid], f"`{uid}`") for uid in uids))
 
 
 def _policy() -> str:

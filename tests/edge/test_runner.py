@@ -79,7 +79,7 @@ def row(journal: Journal, key: str = "a") -> sqlite3.Row:
     ("error", "stage", "said"),
     [
         (WorkerDiedError("model m: the worker died"), "infer", "tried once more"),
-        (DecodeError("SOP Instance 1.2: cut"), "held", "sent again"),
+        (DecodeError("SOP Instance 1.2: cut"), "held", "under a new SOP Instance UID"),
         (KeyError("no such thing"), "held", "defect"),
     ],
 )
