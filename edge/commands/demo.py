@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from edge.commands.invocation import AsJson
 from edge.exit_codes import CommandError, ExitCode
+from edge.output import write_json
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,6 +23,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where everything goes; an earlier demo there is replaced.")
     ] = Path("demo-out"),
+    as_json: AsJson = False,
 ) -> None:
     """Send one real study in, and show what comes back.
 
@@ -28,15 +31,22 @@ def demo(
     stopped again. Without --study it makes an MR series from a brain template (11.5 MB, fetched
     once from the package registry).
     """
+    import contextlib
+    import json
     import os
+    import sys
 
     from edge.demo import run
     from edge.demo_study import DemoError, cache_directory
 
     try:
-        outcome = run(study, out, cache_directory(os.environ))
+        # with --json the tables are for the person who watches, and the data is what `summary.json` holds
+        with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+            outcome = run(study, out, cache_directory(os.environ))
     except DemoError as error:
         raise CommandError(ExitCode.FAILED, f"demo: {error}") from error
+    if as_json:
+        write_json(json.loads((out / "summary.json").read_text(encoding="utf-8")))
     if outcome.missing:
         raise CommandError(
             ExitCode.FAILED, "demo: " + "; ".join(outcome.missing), f"its log: {out / 'insitu.log'}"
