@@ -95,7 +95,7 @@ def test_the_number_of_images_that_orthanc_names_closes_a_study(tmp_path: Path) 
 @pytest.mark.slow
 def test_twenty_studies_in_a_row_are_each_delivered_once_and_leave_nothing_behind(tmp_path: Path) -> None:
     samples, problems = soak(tmp_path, 20)
-    # the daemon's allocator still fills its arenas after five studies: its memory is `scripts/soak`'s to judge
+    # after five studies the daemon's allocator still fills its arenas: that is for `scripts/soak` to judge
     assert [problem for problem in problems if not problem.startswith("rss_mib ")] == []
     assert len(samples) == 20
 
